@@ -1,0 +1,202 @@
+"""Small graphs of the kinds that convolutional networks are made of, at any size.
+
+Each function returns a checked model with one input ``input`` (NCHW) and seeded weights. Tests use
+them in place of whole networks; :data:`BLOCKS` lists them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+
+from pwopt.models.builder import ModelBuilder, Value
+
+
+def pointwise(
+    channels: int = 16,
+    out_channels: int = 24,
+    size: int = 7,
+    *,
+    batch: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = True,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """One 1x1 convolution and nothing else."""
+    b = ModelBuilder("pointwise", seed)
+    x = b.input((batch, channels, size, size))
+    return b.build(b.conv(x, out_channels, stride=stride, groups=groups, bias=bias))
+
+
+def bottleneck(
+    channels: int = 16,
+    width: int = 8,
+    size: int = 8,
+    *,
+    stride: int = 1,
+    project: bool = False,
+    batch: int = 1,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """ResNet: 1x1, 3x3, 1x1 with BN, and a shortcut (a strided 1x1 where sizes change)."""
+    b = ModelBuilder("bottleneck", seed)
+    x = b.input((batch, channels, size, size))
+    project = project or stride > 1
+    y = b.relu(b.batch_norm(b.conv(x, width, bias=False)))
+    y = b.relu(b.batch_norm(b.conv(y, width, 3, stride=stride, bias=False)))
+    out_channels = 2 * channels if project else channels
+    y = b.batch_norm(b.conv(y, out_channels, bias=False), scale=0.5)
+    if project:
+        x = b.batch_norm(b.conv(x, out_channels, stride=stride, bias=False), scale=0.7)
+    return b.build(b.relu(b.op("Add", y, x)))
+
+
+def inverted_residual(
+    channels: int = 8, expand: int = 6, size: int = 8, *, stride: int = 1, seed: int = 0
+) -> onnx.ModelProto:
+    """MobileNetV2: 1x1 expansion, depthwise 3x3, linear 1x1, ReLU6, residual at stride 1."""
+    b = ModelBuilder("inverted_residual", seed)
+    x = b.input((1, channels, size, size))
+    hidden = channels * expand
+    y = b.clip(b.batch_norm(b.conv(x, hidden, bias=False)))
+    y = b.conv(y, hidden, 3, stride=stride, groups=hidden, bias=False)
+    y = b.clip(b.batch_norm(y))
+    y = b.batch_norm(b.conv(y, channels, bias=False))
+    return b.build(b.op("Add", x, y) if stride == 1 else y)
+
+
+def inception(
+    channels: int = 24, width: int = 8, size: int = 9, *, seed: int = 0
+) -> onnx.ModelProto:
+    """GoogLeNet: four branches, three of which begin with a 1x1 on the same tensor."""
+    b = ModelBuilder("inception", seed)
+    x = b.input((1, channels, size, size))
+    one = b.relu(b.conv(x, 2 * width))
+    three = b.relu(b.conv(b.relu(b.conv(x, width)), 2 * width, 3))
+    five = b.relu(b.conv(b.relu(b.conv(x, width // 2)), width, 5))
+    pooled = b.relu(b.conv(b.pool(x, 3, 1, 1), width))
+    return b.build(b.concat(one, three, five, pooled))
+
+
+def fire(channels: int = 16, squeeze: int = 4, size: int = 9, *, seed: int = 0) -> onnx.ModelProto:
+    """SqueezeNet: a squeezing 1x1, then 1x1 and 3x3 side by side."""
+    b = ModelBuilder("fire", seed)
+    x = b.input((1, channels, size, size))
+    y = b.relu(b.conv(x, squeeze))
+    return b.build(b.concat(b.relu(b.conv(y, 4 * squeeze)), b.relu(b.conv(y, 4 * squeeze, 3))))
+
+
+def squeeze_excite(
+    channels: int = 16, reduced: int = 4, size: int = 7, *, hard: bool = False, seed: int = 0
+) -> onnx.ModelProto:
+    """A 1x1 whose result is scaled per channel by a gate computed from its own mean."""
+    b = ModelBuilder("squeeze_excite", seed)
+    x = b.relu(b.conv(b.input((1, channels, size, size)), channels))
+    gate = b.conv(b.relu(b.conv(b.global_pool(x), reduced)), channels, gain=1.0)
+    gate = b.op("HardSigmoid", gate, alpha=0.2, beta=0.5) if hard else b.op("Sigmoid", gate)
+    return b.build(b.op("Mul", x, gate))
+
+
+def dense_block(
+    channels: int = 16, growth: int = 8, layers: int = 3, size: int = 8, *, seed: int = 0
+) -> onnx.ModelProto:
+    """DenseNet: BN-ReLU-1x1-BN-ReLU-3x3 layers on a growing concat, then the transition."""
+    b = ModelBuilder("dense_block", seed)
+    x = b.input((1, channels, size, size))
+    for _ in range(layers):
+        y = b.conv(b.relu(b.batch_norm(x)), 4 * growth, bias=False)
+        x = b.concat(x, b.conv(b.relu(b.batch_norm(y)), growth, 3, bias=False))
+    x = b.conv(b.relu(b.batch_norm(x)), b.channels[x] // 2, bias=False)
+    return b.build(b.pool(x, 2, 2, kind="AveragePool"))
+
+
+def fpn_head(
+    channels: int = 8, width: int = 12, size: int = 16, *, seed: int = 0
+) -> onnx.ModelProto:
+    """Feature pyramid: lateral 1x1s on three scales, added to the upsampled coarser one."""
+    b = ModelBuilder("fpn_head", seed)
+    scales = [b.input((1, channels, size, size))]
+    for factor in (2, 4):
+        scales.append(b.relu(b.conv(scales[-1], factor * channels, 3, stride=2)))
+    top: Value | None = None
+    outputs = []
+    for scale in reversed(scales):
+        lateral = b.conv(scale, width, gain=1.0)
+        if top is not None:
+            factors = b.constant([1.0, 1.0, 2.0, 2.0])
+            up = b.op(
+                *("Resize", top, "", factors),
+                mode="nearest",
+                coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            )
+            lateral = b.op("Add", lateral, up)
+        top = lateral
+        outputs.append(b.conv(top, width, 3, gain=1.0))
+    return b.build(*outputs)
+
+
+def mlpconv(
+    channels: int = 3, width: int = 16, size: int = 11, *, classes: int = 10, seed: int = 0
+) -> onnx.ModelProto:
+    """Network in network: a 5x5 and two 1x1s, then a 1x1 to classes and global pooling."""
+    b = ModelBuilder("mlpconv", seed)
+    x = b.input((1, channels, size, size))
+    x = b.relu(b.conv(x, width, 5))
+    x = b.relu(b.conv(x, width))
+    x = b.relu(b.conv(x, width))
+    x = b.global_pool(b.conv(x, classes, gain=1.0))
+    return b.build(b.op("Flatten", x, axis=1))
+
+
+def fc_head(
+    channels: int = 3, width: int = 8, size: int = 12, *, classes: int = 10, seed: int = 0
+) -> onnx.ModelProto:
+    """A small classifier with fully connected layers on a 3x3 map (for ``size=12``)."""
+    b = ModelBuilder("fc_head", seed)
+    x = b.input((1, channels, size, size))
+    x = b.pool(b.relu(b.conv(x, width, 3)), 2, 2)
+    x = b.pool(b.relu(b.conv(x, 2 * width, 3)), 2, 2)
+    x = b.relu(b.linear(x, 32, 2 * width * (size // 4) ** 2))
+    return b.build(b.op("Softmax", b.linear(x, classes, gain=1.0), axis=-1))
+
+
+def naive(
+    channels: int = 3, width: int = 16, size: int = 16, *, classes: int = 10, seed: int = 0
+) -> onnx.ModelProto:
+    """1x1 convolutions where maps are large: before mean pools, after upsampling, before the head.
+
+    Four times the work of the same network with each of them on the other side.
+    """
+    b = ModelBuilder("naive", seed)
+    x = b.relu(b.conv(b.input((1, channels, size, size)), width, 3))
+    for factor in (2, 4):
+        x = b.relu(b.pool(b.conv(x, factor * width), 2, 2, kind="AveragePool"))
+    for factor, mode in ((2, "nearest"), (1, "linear")):
+        x = b.op("Resize", x, "", b.constant([1.0, 1.0, 2.0, 2.0]), mode=mode)
+        x = b.relu(b.conv(x, factor * width))
+    x = b.global_pool(b.conv(x, classes, gain=1.0))
+    return b.build(b.op("Flatten", x, axis=1))
+
+
+def chain(
+    length: int = 1000, channels: int = 8, size: int = 4, *, seed: int = 0
+) -> onnx.ModelProto:
+    """``length`` nodes (a multiple of four): repeated 1x1, BN, residual Add, ReLU6."""
+    b = ModelBuilder("chain", seed)
+    x = b.input((1, channels, size, size))
+    for _ in range(length // 4):
+        y = b.batch_norm(b.conv(x, channels, bias=False), scale=0.05)
+        x = b.clip(b.op("Add", x, y))
+    return b.build(x)
+
+
+BLOCKS: dict[str, Callable[..., onnx.ModelProto]] = {
+    f.__name__: f
+    for f in (
+        *(pointwise, bottleneck, inverted_residual, inception, fire, squeeze_excite),
+        *(dense_block, fpn_head, mlpconv, fc_head, naive, chain),
+    )
+}

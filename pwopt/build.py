@@ -1,0 +1,116 @@
+"""What ``pwopt optimize`` does: optimize, compile, and write a folder that appears as a whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pwopt import driver, hardware
+from pwopt.errors import CodegenError, FrontendError, UsageError
+from pwopt.hardware import Hardware
+from pwopt.output import REPORT, staged
+from pwopt.report import Report
+
+COMPILERS = ("g++", "c++", "clang++")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build; see :func:`pwopt.driver.optimize` and :func:`pwopt.driver.compile`.
+
+    Attributes:
+        model: path of the original.
+        folder: to write.
+        target: "cpu" or "cuda".
+        passes: a spec, or None for the default.
+        threads: of one inference.
+        input_shapes: sizes for open dimensions, by input name.
+        mcpu: LLVM's name of the processor, or None for this machine's.
+        verify: whether to check the results against the original.
+        compile: whether to make an executable.
+    """
+
+    model: Path
+    folder: Path
+    target: str = "cpu"
+    passes: str | None = None
+    threads: int = 1
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    mcpu: str | None = None
+    verify: bool = True
+    compile: bool = True
+
+
+def build(
+    request: Request,
+    progress: driver.Progress,
+    log: driver.Progress,
+    before_commit: Callable[[], None] = lambda: None,
+) -> Report:
+    """Writes ``model.onnx``, ``model.so`` and ``report.json`` into the folder, or nothing.
+
+    Args:
+        request: what to build.
+        progress: called with a few words at the start of each step.
+        log: called with a line for every pass that changed something.
+        before_commit: called last; raises to leave the folder as it was.
+
+    Raises:
+        PwoptError: of a kind that says what failed.
+    """
+    from pwopt import frontend
+
+    machine = hardware.named(request.mcpu) if request.mcpu else hardware.host()
+    _check(request, machine)
+    with staged(request.folder) as stage:
+        made = driver.optimize(
+            request.model,
+            request.target,
+            request.passes,
+            verify=request.verify,
+            hardware=machine,
+            input_shapes=request.input_shapes,
+            progress=progress,
+        )
+        for row in made.report.passes:
+            if row.changed:
+                nodes = f"{row.nodes_before} -> {row.nodes_after} nodes"
+                log(f"{row.spec}: {nodes}, {row.seconds * 1e3:.0f} ms")
+        progress("writing the optimized model")
+        frontend.save(made.graph, stage / "model.onnx")
+        if request.compile:
+            progress("compiling")
+            executable, made = driver.compile_optimized(made, request.threads)
+            executable.save(stage / "model.so")
+        (stage / REPORT).write_text(made.report.dumps())
+        before_commit()
+    return made.report
+
+
+def _check(request: Request, machine: Hardware) -> None:
+    """Everything that can be known to fail before the work starts."""
+    driver.check_target(request.target)
+    if request.target == "cuda" and request.compile:
+        raise UsageError("the CUDA target is not built yet; use --target cpu")
+    if not request.model.exists():
+        raise FrontendError(f"{request.model}: no such file")
+    if request.compile and not has_compiler():
+        raise CodegenError(
+            f"no C++ compiler ({', '.join(COMPILERS)}), which the executable is linked with: "
+            "install one, or take the optimized ONNX model alone with --no-compile"
+        )
+    foreign = machine.triple and not machine.triple.startswith(os.uname().machine)
+    if request.compile and foreign and not os.environ.get("CXX"):
+        raise CodegenError(
+            f"an executable for {machine.mcpu} needs a cross compiler to link it: set CXX, e.g. "
+            f"CXX={machine.triple}-g++, or take the optimized ONNX model alone with --no-compile"
+        )
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is there to link an executable with."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(c) for c in ((named,) if named else COMPILERS))

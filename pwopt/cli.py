@@ -1,0 +1,355 @@
+"""The command line: ``pwopt optimize | compare | passes | inspect``.
+
+Data goes to stdout, progress and logs to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pwopt import env
+from pwopt.errors import PwoptError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+app = typer.Typer(
+    name="pwopt",
+    help="Makes trained CNNs in ONNX run faster, and shows what was gained.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ModelArgument = Annotated[Path, typer.Argument(help="An ONNX model.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape", metavar="NAME:DxDx...", help="Sizes for an input's open dimensions."
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
+
+
+@app.command()
+def optimize(
+    model: ModelArgument,
+    target: Annotated[str, typer.Option(help="What to optimize for: cpu or cuda.")] = "cpu",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results; replaced as a whole.")
+    ] = Path("out"),
+    threads: ThreadsOption = 1,
+    passes: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Passes to run, e.g. 'fold-batch-norm,fuse-epilogue'."),
+    ] = None,
+    input_shape: ShapeOption = None,
+    mcpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Processor to generate code for.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Check the result against the original.")
+    ] = True,
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Make an executable, too.")
+    ] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="List every rewrite made, and why others were not.")
+    ] = False,
+    quiet: QuietOption = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log every pass that changed something.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Optimizes MODEL, compiles it and writes model.onnx, model.so and report.json."""
+    from pwopt import report
+    from pwopt.build import Request, build
+
+    request = Request(
+        model=model,
+        folder=output,
+        target=target,
+        passes=passes,
+        threads=threads,
+        input_shapes=parse_shapes(input_shape),
+        mcpu=mcpu,
+        verify=verify,
+        compile=compile_,
+    )
+    with _Progress(quiet) as progress:
+        log = progress.log if verbose else _silent
+        made = build(request, progress, log, _raise_if_interrupted)
+    if json_:
+        _print_json(made.to_json())
+        return
+    console = _console()
+    if explain:
+        console.print(report.explain(made), "")
+    console.print(report.render(made))
+    console.print(f"written     {output}", markup=False, highlight=False)
+
+
+@app.command()
+def compare(
+    model: ModelArgument,
+    compiled: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|EXE",
+            help="What `pwopt optimize` wrote, or its model.so.",
+            show_default=False,
+        ),
+    ],
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="Samples per contender; default: about ten seconds.")
+    ] = None,
+    threads: ThreadsOption = 1,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="onnxruntime (always there), openvino; comma-separated or repeated."),
+    ] = None,
+    input_shape: ShapeOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Measures what was compiled against ONNX Runtime on MODEL, interleaved."""
+    from pwopt.comparison import compare as measure
+
+    names = [n.strip() for each in baseline or ["onnxruntime"] for n in each.split(",")]
+    with _Progress(quiet) as progress:
+        progress("measuring")
+        table = measure(
+            model,
+            compiled,
+            runs=runs,
+            threads=threads,
+            baselines=names,
+            input_shapes=parse_shapes(input_shape),
+        )
+    if json_:
+        _print_json(table.to_json())
+    else:
+        _console().print(table.render())
+
+
+@app.command()
+def passes(json_: JsonOption = False) -> None:
+    """Lists the passes with their options; default ones are marked."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pwopt.passlist import describe
+
+    rows = describe()
+    if json_:
+        _print_json([row._asdict() for row in rows])
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("pass", "default", "options", "what it does"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        options = ", ".join(f"{k}={v}" for k, v in row.options.items())
+        table.add_row(row.name, "yes" if row.default else "", escape(options), escape(row.summary))
+    _console().print(table)
+
+
+@app.command()
+def inspect(
+    model: ModelArgument,
+    input_shape: ShapeOption = None,
+    top: Annotated[int, typer.Option(min=0, help="Layers shown, the slowest first.")] = 10,
+    mcpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Processor to predict the time on.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Optimize, and measure each kernel on this machine.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Shows MODEL's inputs, outputs, operators, size, and how long each layer should take."""
+    from rich.markup import escape
+
+    from pwopt import driver, hardware, layers, limits, report
+
+    if measure and mcpu:
+        raise UsageError("--measure runs on this machine; leave out --mcpu")
+    machine = hardware.named(mcpu) if mcpu else hardware.host()
+    graph, source = driver.read(model, parse_shapes(input_shape))
+    limits.check_sizes(graph)
+    times = None
+    if measure:
+        graph = driver.optimize(graph, verify=False).graph
+        times = layers.measure(graph, machine)
+    summary = report.summarize(graph, machine)
+    found = layers.layers(graph, machine, times)
+    inputs = {n.names[0]: str(n.types[0]) for n in graph.inputs}
+    outputs = {name: str(v.type) for name, v in graph.outputs}
+    if json_:
+        facts = {"inputs": inputs, "outputs": outputs, "opsets": graph.opsets}
+        facts |= {"hardware": machine, "layers": found}
+        _print_json(report.plain_json({"source": source, **facts, "summary": summary}))
+        return
+    console = _console()
+    for kind, types in (("input", inputs), ("output", outputs)):
+        for name, text in types.items():
+            console.print(escape(f"{kind:7} {name} {text}"))
+    console.print(report.render_summary(summary))
+    if top and found:
+        console.print("", f"predicted for one core of {machine.mcpu}:", "", sep="\n")
+        console.print(layers.render(found, top))
+
+
+def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes from ``NAME:1x3x224x224``.
+
+    Raises:
+        UsageError: a text that is none.
+    """
+    shapes = {}
+    for text in texts or ():
+        name, separator, sizes = text.rpartition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.split("x"))
+        except ValueError:
+            shape = ()
+        if not separator or not name or not shape or min(shape) < 1:
+            raise UsageError(f"--input-shape {text}: write NAME:1x3x224x224")
+        shapes[name] = shape
+    return shapes
+
+
+def main() -> None:
+    """Runs the command line in a process of its own, and exits."""
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
+    try:
+        from pwopt import limits
+
+        limits.confine()
+    except KeyboardInterrupt as error:
+        sys.exit(_report(error, chain=False))
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; returns the exit code."""
+    chain = False
+    try:
+        chain = env.settings().traceback
+        code = app(arguments, prog_name="pwopt", standalone_mode=False)
+        sys.stdout.flush()
+        _raise_if_interrupted()  # typer turns a KeyboardInterrupt into a mere exit code
+        return code if isinstance(code, int) else DONE
+    except BaseException as error:
+        return _report(error, chain)
+
+
+_signal = 0  # the one that came, if any
+
+
+def _on_signal(number: int, _: FrameType | None) -> None:
+    global _signal
+    _signal = number  # compiled code between here and the caller may swallow the exception
+    raise KeyboardInterrupt
+
+
+def _raise_if_interrupted() -> None:
+    if _signal:
+        raise KeyboardInterrupt
+
+
+def _report(error: BaseException, chain: bool) -> int:
+    """One line on stderr for what went wrong; returns the exit code."""
+    if chain and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    if _signal == signal.SIGTERM:
+        return _fail("terminated", TERMINATED)
+    if _signal or isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return _fail("interrupted", INTERRUPTED)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED
+    if isinstance(error, typer.Exit):
+        return int(error.exit_code)
+    if isinstance(error, UsageError):
+        return _fail(str(error), WRONG_USAGE)
+    if isinstance(error, PwoptError):
+        return _fail(str(error), FAILED)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error, file=sys.stderr)
+        return WRONG_USAGE
+    if hasattr(error, "format_message"):  # of click, which checks flags and arguments
+        return _fail(error.format_message() or "see pwopt --help", WRONG_USAGE)
+    if isinstance(error, MemoryError):
+        return _fail("out of memory", FAILED)
+    if isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return FAILED
+    hint = "" if chain else " (a bug in pwopt; PWOPT_TRACEBACK=1 shows where)"
+    return _fail(f"{type(error).__name__}: {error}{hint}", FAILED)
+
+
+def _fail(message: str, code: int) -> int:
+    print("pwopt: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe or file has no width to fit into.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+class _Progress:
+    """A spinner on stderr where that is a terminal, else a line a step."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._status: Any = None
+
+    def __enter__(self) -> _Progress:
+        if not self._quiet and self._console.is_terminal:
+            self._status = self._console.status("starting")
+            self._status.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._status is not None:
+            self._status.__exit__(*details)
+
+    def __call__(self, step: str) -> None:
+        if self._status is not None:
+            self._status.update(step)
+        elif not self._quiet:
+            self.log(step)
+
+    def log(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1))

@@ -1,0 +1,408 @@
+"""Latency and output error of a compiled model beside its baselines, measured interleaved.
+
+All contenders live in one process, use the same number of threads and take turns: in every round
+each gives one sample, and the round starts with another contender each time. A sample is the mean
+of as many calls as fill :data:`SAMPLE_SECONDS`, after one call that is not counted. Ratios are
+taken within a round, so that a clock that drifts between rounds cancels out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pwopt import checks, numerics, ort
+from pwopt.baselines import OpenVinoModel, check_baselines
+from pwopt.checks import Runner
+from pwopt.errors import FrontendError, UsageError
+from pwopt.ir.types import TensorType
+from pwopt.report import plain_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SAMPLE_SECONDS = 0.005  # long against the clock's resolution and a timer interrupt
+BUDGET_SECONDS = 10.0  # of all rounds together where the number of rounds is left open
+MIN_ROUNDS, MAX_ROUNDS = 10, 200
+MAX_CALLS = 1000
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Spread(NamedTuple):
+    """A median with its quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> Spread:
+        q1, median, q3 = np.percentile(samples, (25, 50, 75))
+        return Spread(float(median), float(q1), float(q3))
+
+
+class Sample(NamedTuple):
+    """Seconds of one call: of the clock on the wall, and of the processor."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender.
+
+    Attributes:
+        name: e.g. "compiled".
+        version: of its runtime.
+        latency_ms: median and quartiles of the samples.
+        ratio: its latency over the baseline's, within the same round.
+        cpu_ms: processor time of the process instead of wall time; where other processes compete
+            for the machine it says more.
+        cpu_ratio: its processor time over the baseline's.
+        error: largest difference from the baseline's outputs, relative to the output's scale.
+        tolerance: what the error may be.
+        calls: per sample.
+        settings: what was asked of the runtime.
+    """
+
+    name: str
+    version: str
+    latency_ms: Spread
+    ratio: Spread
+    cpu_ms: Spread
+    cpu_ratio: Spread
+    error: float
+    tolerance: float
+    calls: int
+    settings: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table that :func:`compare` makes; the first row is the baseline.
+
+    Attributes:
+        model: path of the original.
+        rows: one per contender.
+        inputs: types of the inputs.
+        threads: of every contender.
+        rounds: samples per contender.
+        cpu: the processor's name.
+        notes: what a reader should know.
+    """
+
+    model: str
+    rows: tuple[Row, ...]
+    inputs: Mapping[str, str]
+    threads: int
+    rounds: int
+    cpu: str
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of a contender."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison in JSON's types."""
+        plain = plain_json(
+            {"generator": "pwopt", "schema": 1}
+            | {name: getattr(self, name) for name in self.__dataclass_fields__}
+            | {"rows": [_row_json(row) for row in self.rows]}
+        )
+        assert isinstance(plain, dict)
+        return plain
+
+    def render(self) -> RenderableType:
+        """The comparison as a table for the terminal."""
+        return _render(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=100, no_color=True)
+        with console.capture() as capture:
+            console.print(self.render())
+        return capture.get()
+
+
+class _Contender(NamedTuple):
+    name: str
+    version: str
+    runner: Runner
+    settings: str
+
+
+def compare(
+    model: Any,
+    executable: Any,
+    *,
+    optimized: str | Path | bytes | None = None,
+    runs: int | None = None,
+    threads: int = 1,
+    baselines: Sequence[str] = ("onnxruntime",),
+    input_shapes: Shapes | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Measures a compiled model against its original.
+
+    Args:
+        model: the original: a path or an ``onnx.ModelProto``.
+        executable: an :class:`Executable`, its file, or the folder that ``pwopt optimize`` wrote.
+        optimized: the optimized ONNX model; the folder's own where a folder is given.
+        runs: samples per contender; None for as many as fit ten seconds.
+        threads: of every contender; the executable is compiled for a number of its own.
+        baselines: among :data:`pwopt.baselines.BASELINES`; ONNX Runtime always
+            takes part, as the reference.
+        input_shapes: sizes for open dimensions, by input name.
+        inputs: an array per graph input; seeded random numbers if left out.
+        seed: of the random inputs.
+
+    Raises:
+        UsageError: an unknown or missing baseline, or shapes that are missing or do not fit.
+        FrontendError: a model that cannot be read.
+        CodegenError: an executable that cannot be loaded.
+    """
+    if threads < 1 or (runs is not None and runs < 1):
+        raise UsageError(f"threads={threads}, runs={runs}: both must be at least 1")
+    check_baselines(baselines)
+    source = _source(model)
+    program, optimized = _open(executable, optimized)
+    if program is not None:
+        _check_threads(program, threads)
+    original = ort.OrtModel(source, threads)
+    types = _types(source, program, input_shapes)
+    feeds = dict(inputs) if inputs is not None else numerics.random_inputs(types, seed)
+    name = f"ONNX Runtime {ort.version()}"
+    contenders = [_Contender("onnxruntime", name, original, original.settings)]
+    if optimized is not None:
+        again = ort.OrtModel(optimized, threads)
+        contenders.append(_Contender("onnxruntime, optimized", name, again, again.settings))
+    if "openvino" in baselines:
+        contenders.append(_openvino(source, types, threads, original.output_names))
+    if program is not None:
+        contenders.append(_Contender("compiled", _tvm_version(), program, _facts(program)))
+    outputs = [c.runner.run(feeds) for c in contenders]
+    samples, calls = _measure([c.runner for c in contenders], feeds, runs)
+    first_wall, first_cpu = zip(*samples[0], strict=True)
+    rows = []
+    for c, mine, given, n in zip(contenders, samples, outputs, calls, strict=True):
+        found = numerics.differences(outputs[0], given)
+        worst = max(found, key=lambda d: d.error / d.tolerance)
+        wall, cpu = zip(*mine, strict=True)
+        rows.append(
+            Row(
+                name=c.name,
+                version=c.version,
+                latency_ms=Spread.of([1e3 * s for s in wall]),
+                ratio=Spread.of([a / b for a, b in zip(wall, first_wall, strict=True)]),
+                cpu_ms=Spread.of([1e3 * s for s in cpu]),
+                cpu_ratio=Spread.of([a / b for a, b in zip(cpu, first_cpu, strict=True)]),
+                error=worst.error,
+                tolerance=worst.tolerance,
+                calls=n,
+                settings=c.settings,
+            )
+        )
+    return Comparison(
+        model=str(source) if isinstance(source, Path) else "",
+        rows=tuple(rows),
+        inputs={name: str(t) for name, t in types.items()},
+        threads=threads,
+        rounds=len(samples[0]),
+        cpu=cpu_name(),
+        notes=tuple(_notes(rows, program)),
+    )
+
+
+def _measure(
+    runners: Sequence[Runner], feeds: Mapping[str, np.ndarray], runs: int | None
+) -> tuple[list[list[Sample]], list[int]]:
+    """Samples by contender and round, and the calls in a sample."""
+    single = [min(_sample(r, feeds, 1).wall for _ in range(3)) for r in runners]  # and warms up
+    calls = [max(1, min(MAX_CALLS, math.ceil(SAMPLE_SECONDS / s))) for s in single]
+    if runs is None:
+        a_round = sum((n + 1) * s for n, s in zip(calls, single, strict=True))
+        runs = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_SECONDS / a_round)))
+    samples: list[list[Sample]] = [[] for _ in runners]
+    with _no_garbage_collection():
+        for i in range(runs):
+            for k in range(len(runners)):
+                j = (i + k) % len(runners)
+                runners[j].run(feeds)
+                samples[j].append(_sample(runners[j], feeds, calls[j]))
+    return samples, calls
+
+
+def _sample(runner: Runner, feeds: Mapping[str, np.ndarray], calls: int) -> Sample:
+    run: Callable[[Mapping[str, np.ndarray]], object] = runner.run
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(calls):
+        run(feeds)
+    seconds = time.perf_counter() - wall
+    # A call shorter than the clock's resolution must not divide by zero.
+    return Sample(seconds / calls, max(time.process_time() - cpu, 1e-9) / calls)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _source(model: Any) -> Path | bytes:
+    if isinstance(model, bytes):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        return bytes(model.SerializeToString())
+    path = Path(model)
+    if not path.is_file():
+        raise FrontendError(f"{path}: no such file")
+    return path
+
+
+def _open(executable: Any, optimized: Any) -> tuple[Any, Any]:
+    """The executable and the optimized model, from whatever was given."""
+    if not isinstance(executable, (str, os.PathLike)):
+        return executable, optimized
+    path = Path(executable)
+    if path.is_dir():
+        onnx, path = path / "model.onnx", path / "model.so"
+        if optimized is None and onnx.is_file():
+            optimized = onnx
+        if not path.is_file() and optimized is not None:
+            return None, optimized
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; make it with `pwopt optimize`")
+    from pwopt.targets.executable import load_executable
+
+    return load_executable(path), optimized
+
+
+def _check_threads(program: Any, threads: int) -> None:
+    built = program.manifest.threads
+    if built != threads:
+        raise UsageError(
+            f"the executable was compiled for {built} thread{'s' * (built != 1)}: compare with "
+            f"that many, or compile it again for {threads}"
+        )
+
+
+def _types(
+    source: Path | bytes, program: Any, input_shapes: Shapes | None
+) -> dict[str, TensorType]:
+    """Static types of the inputs: the shapes given, else the executable's, else the model's."""
+    from pwopt import frontend
+
+    graph = frontend.load(source, input_shapes)
+    types = checks.input_types(graph)
+    if program is not None and not input_shapes:
+        own = {i.name: TensorType(i.dtype, tuple(i.shape)) for i in program.inputs}
+        types = {n: own.get(n, t) if t.static_shape is None else t for n, t in types.items()}
+    for name, t in types.items():
+        if t.static_shape is None:
+            raise UsageError(
+                f"input {name!r} is {t}: give its sizes, e.g. --input-shape {name}:1x3x224x224"
+            )
+    return types
+
+
+def _openvino(
+    source: Path | bytes, types: Mapping[str, TensorType], threads: int, outputs: Sequence[str]
+) -> _Contender:
+    runner = OpenVinoModel(source, types, threads, outputs)
+    return _Contender("openvino", runner.version, runner, runner.settings)
+
+
+def _tvm_version() -> str:
+    from importlib.metadata import version
+
+    import pwopt
+
+    return f"pwopt {pwopt.__version__}, TVM {version('apache-tvm')}"
+
+
+def _facts(program: Any) -> str:
+    metadata = program.metadata
+    return ", ".join(f"{k}={metadata[k]}" for k in ("mcpu", "threads") if k in metadata)
+
+
+def _notes(rows: Sequence[Row], program: Any) -> Iterator[str]:
+    for row in rows:
+        if row.error > row.tolerance:
+            yield f"WRONG: {row.name} is off by {row.error:.1e}, tolerance {row.tolerance:.0e}"
+    if program is None:
+        yield "the folder holds no executable"
+    load = os.getloadavg()[0]
+    if load > len(os.sched_getaffinity(0)) + 0.5:
+        yield f"the machine was busy (load {load:.1f}): the CPU ratio says more than the others"
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1) if match else platform.machine()
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    plain = {name: getattr(row, name) for name in row.__dataclass_fields__}
+    return {k: v._asdict() if isinstance(v, Spread) else v for k, v in plain.items()}
+
+
+def _render(comparison: Comparison) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for heading in ("median ms", "quartiles", "ratio", "quartiles", "CPU ratio", "error"):
+        table.add_column(heading, justify="right")
+    for row in comparison.rows:
+        ms, ratio = row.latency_ms, row.ratio
+        table.add_row(
+            row.name,
+            f"{ms.median:.3f}",
+            f"{ms.q1:.3f} - {ms.q3:.3f}",
+            f"{ratio.median:.3f}",
+            f"{ratio.q1:.3f} - {ratio.q3:.3f}",
+            f"{row.cpu_ratio.median:.3f}",
+            "" if row is comparison.rows[0] else f"{row.error:.1e}",
+        )
+    versions = dict.fromkeys(row.version for row in comparison.rows)
+    inputs = ", ".join(f"{n} {t}" for n, t in comparison.inputs.items())
+    lines = [
+        f"{comparison.rounds} interleaved samples each, {comparison.threads} thread"
+        f"{'s' * (comparison.threads != 1)}, {comparison.cpu}",
+        f"inputs {inputs}; {'; '.join(versions)}",
+        *comparison.notes,
+    ]
+    from rich.markup import escape
+
+    return Group(table, "", *(escape(line) for line in lines))

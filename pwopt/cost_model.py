@@ -1,0 +1,360 @@
+"""Predicted microseconds of a node as one kernel on one core: a roofline with four slopes.
+
+A kernel takes the longer of its arithmetic and its traffic, part of the shorter, and its launch.
+Arithmetic is counted in vector instructions, with the lanes that a channel count leaves idle;
+traffic in bytes over the bandwidth of the cache level that they come from: activations from the
+level that a node's operands and results fit into together, weights from the level that all
+constants of the graph fit into, because each run streams through all of them.
+
+Views cost nothing: the CPU target lays Reshape, Transpose and Split over the memory they read where
+channels-last memory allows, and producers write their slice of a Concat in place.
+``CostModel(hardware, copies=True)`` counts them as the copies that they are in runtimes such as
+ONNX Runtime. An elementwise operator after a convolution or another elementwise operator is counted
+as if it was fused already: only its arithmetic, and operands that come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from weakref import WeakKeyDictionary
+
+from pwopt import cost
+from pwopt.hardware import Hardware
+from pwopt.ir.graph import KERNEL_DOMAIN, ONNX_DOMAIN, Graph, Node, Value
+from pwopt.ir.program import BINARY, UNARY, Program
+from pwopt.ir.types import NUMPY_DTYPES, TensorType
+
+VIEWS = frozenset(
+    {
+        *("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
+        *("Split", "Slice", "Shape", "Size", "Constant", "ConstantOfShape", "Expand"),
+    }
+)
+_PRODUCTS = frozenset(op for _, op in cost.MAC_OPS)
+_ITEM_BYTES = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
+_ELEMENTWISE = UNARY | BINARY | {"BatchNormalization", "Sum"}
+_FUSED_READERS = 4  # readers of a value at most that are taken for one fused group
+
+# Vector instructions of one element each, as full-rate ones; exp and its like are polynomials.
+# Fitted to Map kernels on the machine that hardware.py names.
+_INSTRUCTIONS: dict[str, float] = {
+    **dict.fromkeys(("Exp", "Elu", "Selu", "Softplus", "Log", "Tanh"), 28.0),
+    **dict.fromkeys(("Sigmoid", "Erf", "Gelu", "Pow"), 32.0),
+    **dict.fromkeys(("Div", "Sqrt", "Reciprocal", "Softsign", "HardSigmoid", "HardSwish"), 4.0),
+    "BatchNormalization": 2.0,
+    "Softmax": 24.0,
+    "LogSoftmax": 26.0,
+    "LRN": 60.0,
+    "LayerNormalization": 6.0,
+    "InstanceNormalization": 6.0,
+    "Resize": 4.0,
+    "Upsample": 2.0,
+}
+_POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
+_REDUCTIONS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a node's time is made of, microseconds; traffic by the level that it comes from."""
+
+    compute: float = 0.0
+    l2: float = 0.0
+    l3: float = 0.0
+    dram: float = 0.0
+    launch: float = 0.0
+    overlap: float = 1.0
+
+    @property
+    def total(self) -> float:
+        """Predicted time: what does not overlap of the shorter of arithmetic and traffic adds."""
+        memory = self.l2 + self.l3 + self.dram
+        shorter, longer = sorted((self.compute, memory))
+        return self.launch + longer + (1.0 - self.overlap) * shorter
+
+    @property
+    def bound(self) -> str:
+        """The largest part: "compute", "l2", "l3", "dram" or "launch"."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "overlap"}
+        return max(parts, key=lambda name: parts[name])
+
+
+_NOTHING = Estimate()
+
+
+class CostModel:
+    """Predicts times for one machine; cheap enough to ask about every node of a large graph."""
+
+    def __init__(self, hardware: Hardware, *, copies: bool = False) -> None:
+        """A model of ``hardware``; ``copies`` counts views and Concat as copies."""
+        self.hardware, self.copies = hardware, copies
+        self._constants: WeakKeyDictionary[Graph, int] = WeakKeyDictionary()
+
+    def node_us(self, graph: Graph, node: Node) -> float:
+        """Predicted microseconds of a node on one core; what has no known shape counts nothing."""
+        return self.estimate(graph, node).total
+
+    def nodes_us(self, graph: Graph, nodes: Iterable[Node]) -> float:
+        """The sum over nodes."""
+        return sum(self.node_us(graph, node) for node in nodes)
+
+    def graph_us(self, graph: Graph) -> float:
+        """One inference. Counts the graph's constants again, which the others remember."""
+        self._constants[graph] = cost.constant_bytes(graph)
+        return self.nodes_us(graph, graph.nodes())
+
+    def bottleneck(self, graph: Graph, node: Node) -> str:
+        """What bounds a node: "compute", "l2", "l3", "dram" or "launch"."""
+        return self.estimate(graph, node).bound
+
+    def peak_share(self, graph: Graph, node: Node) -> float:
+        """Predicted share of the machine's multiply-add peak; 0 for what multiplies nothing."""
+        us = self.node_us(graph, node)
+        macs = cost.node_macs(graph, node)
+        return 2e-3 * macs / (us * self.hardware.peak_gflops) if us and macs else 0.0
+
+    def matrix_us(
+        self,
+        pixels: int,
+        inputs: int,
+        outputs: int,
+        *,
+        residual: bool = False,
+        weights: str = "l3",
+    ) -> float:
+        """Time of a float32 1x1 convolution or product that is in no graph yet.
+
+        Args:
+            pixels: of the result; rows of a product.
+            inputs: channels read per pixel.
+            outputs: channels written per pixel.
+            residual: whether a map of the result's size is added to it.
+            weights: the level that they come from: :meth:`weight_level`.
+        """
+        maps = 4 * pixels * (inputs + outputs * (2 if residual else 1))
+        compute = self._product_us(pixels * inputs * outputs, inputs, outputs, 1, pixels, 1)
+        return self._estimate(compute, maps, 4 * inputs * outputs, weights).total
+
+    def copy_us(self, size: int) -> float:
+        """Time to read and write ``size`` bytes."""
+        return self._estimate(0.0, 2 * size, 0, "l3").total
+
+    def weight_level(self, graph: Graph) -> str:
+        """Where the weights of a graph come from in every run: "l2", "l3" or "dram"."""
+        found = self._constants.get(graph)
+        if found is None:
+            found = self._constants[graph] = cost.constant_bytes(graph)
+        return self._level(found)
+
+    def estimate(self, graph: Graph, node: Node) -> Estimate:
+        """The parts of a node's time."""
+        if node.is_constant or node.is_input:
+            return _NOTHING
+        internal = node.domain == KERNEL_DOMAIN
+        if not internal and node.domain != ONNX_DOMAIN:
+            return Estimate(launch=self.hardware.launch_us)
+        if node.op in VIEWS:
+            copied = self.copies or _reorders(graph, node)
+            return self._copy(graph, node, graph.operands(node)[:1]) if copied else _NOTHING
+        if node.op == "Concat":
+            operands = graph.operands(node)
+            if not self.copies:
+                operands = tuple(v for v in operands if not _writes_slice(graph, node, v))
+            return self._copy(graph, node, operands)
+        if node.op in _PRODUCTS:
+            return self._product(graph, node)
+        return self._other(graph, node)
+
+    # --- operators ------------------------------------------------------------------------------
+
+    def _product(self, graph: Graph, node: Node) -> Estimate:
+        """Convolutions and matrix products."""
+        operands, macs = graph.operands(node), cost.node_macs(graph, node)
+        outputs = cost.elements(node.types[0]) or 0
+        if not macs or not outputs:
+            return Estimate(launch=self.hardware.launch_us)
+        shape = node.out.tensor.shape or ()
+        last = node.op in ("Gemm", "Linear", "MatMul", "MatMulInteger", "QLinearMatMul")
+        channels = shape[-1 if last or len(shape) < 2 else 1]
+        channels = channels if isinstance(channels, int) else 1
+        group = int(node.get("group", 1))
+        taps = 1
+        if node.op in ("Conv", "ConvTranspose"):
+            weight = operands[1].shape if operands[1] is not None else None
+            taps = math.prod(weight[2:]) if weight else 1
+        reduction = max(1, macs // outputs)
+        compute = self._product_us(macs, reduction, channels, group, outputs // channels, taps)
+        program = node.get("epilogue")
+        if internal_program(program):
+            compute += self._vector_us(outputs, _instructions(program))
+        activations = _bytes(node.out) + _read_bytes(v for v in operands if not _is_constant(v))
+        weights = _read_bytes(v for v in operands if _is_constant(v))
+        return self._estimate(compute, activations, weights, self.weight_level(graph))
+
+    def _product_us(
+        self, macs: int, reduction: int, channels: int, group: int, pixels: int, taps: int
+    ) -> float:
+        """Arithmetic of a product: the peak, less what idle lanes and short loops lose."""
+        hardware = self.hardware
+        depthwise = group > 1 and reduction == taps
+        per_group = channels if depthwise else max(1, channels // group)
+        padded = math.ceil(per_group / hardware.lanes) * hardware.lanes
+        efficiency = hardware.depthwise_efficiency if depthwise else hardware.efficiency
+        us = 2e-3 * macs * padded / per_group / (hardware.peak_gflops * efficiency)
+        if not depthwise:  # each tile clears its accumulators and stores them once
+            us *= (reduction + hardware.tile_overhead) / reduction
+        if pixels == 1:  # a weight is loaded for a single multiply-add
+            us *= 2.0
+        return us
+
+    def _other(self, graph: Graph, node: Node) -> Estimate:
+        """Elementwise operators, pools, reductions and whatever else: instructions and bytes."""
+        outputs = cost.elements(node.types[0]) if node.types else None
+        if outputs is None:
+            return Estimate(launch=self.hardware.launch_us)
+        operands = [v for v in graph.operands(node) if v is not None]
+        work, each = outputs, 1.0
+        program = node.get("program")
+        if isinstance(program, Program):
+            each = _instructions(program)
+        elif node.op in _ELEMENTWISE:
+            each = _INSTRUCTIONS.get(node.op, 1.0)
+            apart = [v for v in operands if not _in_registers(graph, v, outputs)]
+            if len(apart) < len(operands):
+                level_bytes = _read_bytes(v for v in apart if not _is_constant(v))
+                compute = self._vector_us(outputs, each)
+                return Estimate(
+                    compute, **self._traffic(level_bytes), overlap=self.hardware.overlap
+                )
+        elif node.op in _POOLS:
+            each = float(math.prod(node.get("kernel_shape") or (1,)))
+        elif node.op in _REDUCTIONS or node.op.startswith("Reduce"):
+            work = (cost.elements(operands[0].type) if operands else None) or outputs
+            each = 2.0  # few accumulators: the latency of an addition shows
+        else:
+            each = _INSTRUCTIONS.get(node.op, 2.0)
+        moved = _read_bytes(operands)
+        if not (node.op == "Map" and _in_place(graph, node, operands)):
+            moved += sum(_bytes(node[i]) for i in range(len(node.types)))
+        return self._estimate(self._vector_us(work, each), moved, 0, "l2")
+
+    def _copy(self, graph: Graph, node: Node, operands: Iterable[Value | None]) -> Estimate:
+        size = _read_bytes(operands)
+        return self._estimate(0.0, 2 * size, 0, "l2") if size else _NOTHING
+
+    # --- the machine ----------------------------------------------------------------------------
+
+    def _vector_us(self, elements: int, instructions: float) -> float:
+        """Time of full-rate vector instructions on so many elements; two of them a cycle."""
+        return 2e-3 * elements * instructions / self.hardware.peak_gflops
+
+    def _estimate(self, compute: float, activations: int, weights: int, level: str) -> Estimate:
+        hardware = self.hardware
+        parts = self._traffic(activations)
+        parts[level] += 1e-3 * weights / self._bandwidth(level)
+        return Estimate(compute, **parts, launch=hardware.launch_us, overlap=hardware.overlap)
+
+    def _traffic(self, activations: int) -> dict[str, float]:
+        parts = {"l2": 0.0, "l3": 0.0, "dram": 0.0}
+        level = self._level(activations)
+        parts[level] = 1e-3 * activations / self._bandwidth(level)
+        return parts
+
+    def _level(self, size: int) -> str:
+        """The level that ``size`` bytes stay in between two visits."""
+        if size <= self.hardware.l2_bytes:
+            return "l2"
+        return "l3" if size <= self.hardware.l3_bytes // 4 else "dram"  # other cores use it, too
+
+    def _bandwidth(self, level: str) -> float:
+        hardware = self.hardware
+        return {
+            "l2": hardware.l2_gbps,
+            "l3": hardware.l3_gbps,
+            "dram": hardware.bandwidth_gbps,
+        }[level]
+
+
+@functools.lru_cache(maxsize=8)
+def cost_model(hardware: Hardware) -> CostModel:
+    """The model of a machine, made once."""
+    return CostModel(hardware)
+
+
+def internal_program(program: object) -> bool:
+    """Whether an attribute is an epilogue that computes something."""
+    return isinstance(program, Program) and not program.is_identity
+
+
+def _instructions(program: Program) -> float:
+    return sum(_INSTRUCTIONS.get(i.op, 1.0) for i in program.instructions)
+
+
+def _is_constant(value: Value | None) -> bool:
+    return value is not None and value.node.is_constant
+
+
+def _bytes(value: Value) -> int:
+    of = value.node.types[value.index]
+    if not isinstance(of, TensorType):
+        return 0
+    return (cost.elements(of) or 0) * _ITEM_BYTES.get(of.dtype or "float32", 4)
+
+
+def _read_bytes(values: Iterable[Value | None]) -> int:
+    return sum([_bytes(v) for v in values if v is not None])
+
+
+def _in_registers(graph: Graph, value: Value, elements: int) -> bool:
+    """Whether fusion will hand an elementwise operator this operand in registers."""
+    node = value.node
+    fused = node.op in _PRODUCTS or node.op in _ELEMENTWISE or node.domain == KERNEL_DOMAIN
+    if not fused or graph.is_output(value) or cost.elements(value.type) != elements:
+        return False
+    if graph.reader_count(value) > _FUSED_READERS:
+        return False
+    return all(use.node.op in _ELEMENTWISE for use in graph.uses(value))
+
+
+def _reorders(graph: Graph, node: Node) -> bool:
+    """Whether a reshape has no view: it merges axes that channels-last memory keeps apart.
+
+    These are the flattening of a map of several pixels, and the end of a channel shuffle.
+    """
+    if node.op not in ("Reshape", "Flatten"):
+        return False
+    x = graph.operand(node, 0)
+    shape, result = (None, None) if x is None else (x.shape, node.out.shape)
+    if x is None or shape is None or result is None or x.node.is_constant:
+        return False
+    if x.node.op == "Transpose" and len(shape) > 3:
+        return True
+    flat = len(shape) > 2 and shape[1] > 1 and math.prod(shape[2:]) > 1 and not x.node.is_input
+    return flat and len(result) == 2
+
+
+def _in_place(graph: Graph, node: Node, operands: Iterable[Value]) -> bool:
+    """Whether a result takes over the memory of an operand that nothing else reads."""
+    return any(
+        v.type == node.types[0] and not v.node.is_input and graph.reader_count(v) == 1
+        for v in operands
+        if not v.node.is_constant and not graph.is_output(v)
+    )
+
+
+def _writes_slice(graph: Graph, concat: Node, value: Value | None) -> bool:
+    """Whether the CPU target has an operand's producer write its channel slice in place."""
+    if value is None or value.node.is_constant or value.node.is_input:
+        return value is None
+    rank = value.tensor.rank
+    if rank != 4 or concat.get("axis") not in (1, -3) or graph.is_output(value):
+        return False
+    node = value.node
+    strided = node.op in _PRODUCTS or node.op in _ELEMENTWISE or node.domain == KERNEL_DOMAIN
+    if not strided and node.op not in ("MaxPool", "AveragePool", "Concat", "LRN", "Resize"):
+        return False
+    others = [use for use in graph.uses(value) if use.node.op == "Concat"]
+    return min((use.node.id for use in others), default=concat.id) == concat.id

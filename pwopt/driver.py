@@ -1,0 +1,342 @@
+"""The main job: read a model, run the passes, check the result, compile it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pwopt import checks, env, hardware, limits
+from pwopt.checks import Reference, Verification
+from pwopt.errors import NumericsError, PwoptError, UsageError
+from pwopt.hardware import Hardware
+from pwopt.ir.graph import Graph
+from pwopt.ir.types import TensorType
+from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest, parse_specs
+from pwopt.report import Compilation, Report, Source, summarize
+
+if TYPE_CHECKING:
+    from pwopt.targets.executable import Executable
+
+TARGETS = ("cpu", "cuda")
+
+Model = Any  # a path, a model's bytes, an onnx.ModelProto (the frontend's to know) or a Graph
+Shapes = Mapping[str, Sequence[int]]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """An optimized graph and the record of how it came about.
+
+    Attributes:
+        graph: the optimized graph.
+        report: what each pass did, and the numerical check.
+        reference: the original's answers, to check an executable by; None where unknown.
+    """
+
+    graph: Graph
+    report: Report
+    reference: Reference | None = field(default=None, repr=False)
+
+
+def optimize(
+    model: Model,
+    target: str = "cpu",
+    passes: str | Sequence[Pass] | None = None,
+    *,
+    verify: bool = True,
+    hardware: Hardware | None = None,
+    input_shapes: Shapes | None = None,
+    dump: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Optimized:
+    """Rewrites a model so that it runs faster on the target and computes the same.
+
+    Args:
+        model: a path, a model's bytes, an ``onnx.ModelProto`` or a :class:`Graph`; is not changed.
+        target: "cpu" or "cuda".
+        passes: a spec such as ``"fold-batch-norm,fuse-epilogue"``, passes, or None for the default.
+        verify: compare the result with the original in ONNX Runtime on seeded random inputs.
+        hardware: what to optimize for; this machine if left out.
+        input_shapes: sizes for open dimensions, by input name.
+        dump: a folder for the graph's text after each pass that changed it; ``PWOPT_DUMP`` if
+            left out.
+        progress: called with a few words at the start of each step.
+
+    Raises:
+        UsageError: an unknown target, pass or option.
+        FrontendError: the model cannot be read.
+        PassError: a pass failed.
+        NumericsError: the result differs from the original; the message names the guilty pass.
+    """
+    check_target(target)
+    start = time.perf_counter()
+    step = progress or (lambda _: None)
+    sequence = _passes(passes)
+    step("reading")
+    original, source = read(model, input_shapes)
+    limits.check_sizes(original)
+    machine = hardware or _host()
+    graph = original.copy()
+    step("optimizing")
+    rows = _run(graph, sequence, machine, target, _dumper(dump))
+    verification, reference = Verification("skipped", reason="not asked for"), None
+    if verify:
+        step("checking against the original")
+        answer = checks.reference(original, _raw(model))
+        if isinstance(answer, str):
+            verification = Verification("skipped", reason=answer)
+        else:
+            reference = answer
+            try:
+                verification = checks.verify(reference, graph)
+            except NumericsError as error:
+                guilty = _divergence(original, sequence, machine, target, reference)
+                raise NumericsError(f"{error}; {guilty}") from error
+    report = Report(
+        version=_version(),
+        source=source,
+        target=target,
+        hardware=machine,
+        before=summarize(original, machine),
+        after=summarize(graph, machine),
+        passes=tuple(rows),
+        verification=verification,
+        seconds=time.perf_counter() - start,
+    )
+    return Optimized(graph, report, reference)
+
+
+def compile(
+    model: Model,
+    target: str = "cpu",
+    threads: int = 1,
+    *,
+    hardware: Hardware | None = None,
+    input_shapes: Shapes | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Executable:
+    """Compiles a model, usually an optimized graph, to machine code.
+
+    Args:
+        model: a :class:`Graph`, a path or an ``onnx.ModelProto``; it is not changed.
+        target: "cpu"; "cuda" is not built yet.
+        threads: that one call of the executable uses.
+        hardware: what to generate code for; this machine if left out.
+        input_shapes: sizes for open dimensions, by input name.
+        metadata: carried inside the executable.
+
+    Raises:
+        UsageError: an unknown target, or a number of threads that is not positive.
+        CodegenError: the graph cannot be compiled.
+    """
+    check_target(target)
+    if target == "cuda":
+        raise UsageError("the CUDA target is not built yet; use --target cpu")
+    if threads < 1:
+        raise UsageError(f"{threads} threads: at least one is needed")
+    from pwopt.targets import compile_graph
+
+    graph, source = read(model, input_shapes)
+    limits.check_sizes(graph)
+    graph = _with_types(graph)
+    facts = {"pwopt": _version(), "target": target, "sha256": source.sha256, **(metadata or {})}
+    return compile_graph(graph, target, hardware or _host(), threads, metadata=facts)
+
+
+def compile_optimized(optimized: Optimized, threads: int = 1) -> tuple[Executable, Optimized]:
+    """Compiles and checks what :func:`optimize` made, and completes its report.
+
+    Raises:
+        CodegenError: the graph cannot be compiled.
+        NumericsError: the executable differs from the original.
+    """
+    report, start = optimized.report, time.perf_counter()
+    executable = compile(
+        optimized.graph,
+        report.target,
+        threads,
+        hardware=report.hardware,
+        metadata={
+            "sha256": report.source.sha256,
+            "passes": ",".join(dict.fromkeys(row.spec for row in report.passes)),
+        },
+    )
+    seconds = time.perf_counter() - start
+    verification = None
+    if optimized.reference is not None:
+        if not runs_here(report.hardware):
+            verification = Verification("skipped", reason="the code is for another machine")
+        else:
+            verification = _check_executable(executable, optimized.reference)
+    made = executable.report
+    compilation = Compilation(
+        target=report.target,
+        threads=threads,
+        seconds=seconds,
+        kernels=list(made.get("kernels", ())),
+        fallbacks=list(made.get("fallback", ())),
+        verification=verification,
+    )
+    total = report.seconds + time.perf_counter() - start
+    report = dataclasses.replace(report, compilation=compilation, seconds=total)
+    return executable, dataclasses.replace(optimized, report=report)
+
+
+def read(model: Model, input_shapes: Shapes | None = None) -> tuple[Graph, Source]:
+    """The graph of a model, and where it came from.
+
+    Raises:
+        FrontendError: the model cannot be read.
+        UsageError: shapes were given for a graph, which has its own.
+    """
+    if isinstance(model, Graph):
+        if input_shapes:
+            raise UsageError("input shapes are given where a model is loaded: pwopt.load")
+        return model, Source()
+    from pwopt import frontend
+
+    graph = frontend.load(model, input_shapes)
+    raw = _raw(model)
+    if isinstance(raw, Path):
+        with raw.open("rb") as stream:
+            return graph, Source(str(raw), hashlib.file_digest(stream, "sha256").hexdigest())
+    return graph, Source("", hashlib.sha256(raw).hexdigest() if raw is not None else "")
+
+
+def check_target(target: str) -> None:
+    """Makes sure that a target is one of :data:`TARGETS`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"unknown target {target!r}{nearest(target, TARGETS)}; {list(TARGETS)}")
+
+
+def runs_here(machine: Hardware) -> bool:
+    """Whether code for ``machine`` can run on the host."""
+    host = _host()
+    return machine == host or (
+        machine.triple == host.triple
+        and machine.lanes <= host.lanes
+        and (host.masks or not machine.masks)
+    )
+
+
+def _host() -> Hardware:
+    return hardware.host()
+
+
+def _version() -> str:
+    import pwopt
+
+    return str(pwopt.__version__)
+
+
+def _raw(model: Model) -> Path | bytes | None:
+    """The model as it came, for the reference to be independent of the frontend."""
+    if isinstance(model, Graph):
+        return None
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, (str, os.PathLike)):
+        return Path(model)
+    try:
+        return bytes(model.SerializeToString())
+    except (ValueError, AttributeError):  # beyond protobuf's 2 GiB
+        return None
+
+
+def _passes(passes: str | Sequence[Pass] | None) -> list[Pass]:
+    if not isinstance(passes, str) and passes is not None:
+        return list(passes)
+    from pwopt.passes import PASSES, default_pipeline
+
+    return list(default_pipeline()) if passes is None else parse_specs(passes, PASSES)
+
+
+def _with_types(graph: Graph) -> Graph:
+    """The graph, or a copy of it with what else can be known of its types."""
+    types = (t for node in graph.nodes() for t in node.types if isinstance(t, TensorType))
+    if all(t.dtype is not None and t.static_shape is not None for t in types):
+        return graph
+    from pwopt.passes.infer_shapes import InferShapes
+
+    graph = graph.copy()
+    InferShapes().run(graph, Context())
+    return graph
+
+
+def _run(
+    graph: Graph,
+    passes: Sequence[Pass],
+    machine: Hardware,
+    target: str,
+    after_pass: Callable[[Graph, Pass, PassReport], None] | None,
+) -> list[PassReport]:
+    return Pipeline(passes, after_pass=after_pass).run(graph, Context(machine, target))
+
+
+def _dumper(folder: str | Path | None) -> Callable[[Graph, Pass, PassReport], None] | None:
+    """Writes the graph's text after each pass that changed it, numbered."""
+    folder = Path(folder) if folder else env.settings().dump
+    if folder is None:
+        return None
+
+    numbers = itertools.count(1)
+
+    def write(graph: Graph, each: Pass, _: PassReport) -> None:
+        (folder / f"{next(numbers):03}-{each.name}.txt").write_text(str(graph))
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
+    return write
+
+
+def _divergence(
+    original: Graph, passes: Sequence[Pass], machine: Hardware, target: str, reference: Reference
+) -> str:
+    """Which pass the error came with: runs them again and bisects over the graphs in between."""
+    snapshots: list[tuple[str, Graph]] = []
+
+    def keep(graph: Graph, each: Pass, _: PassReport) -> None:
+        snapshots.append((each.name, graph.copy()))
+
+    def wrong(graph: Graph) -> bool:
+        try:
+            return not all(d.ok for d in reference.relaxed(checks.check(reference, graph)))
+        except PwoptError:
+            return True
+
+    graph = original.copy()
+    if wrong(graph):
+        return "it does so before any pass, so the frontend is at fault"
+    _run(graph, passes, machine, target, keep)
+    low, high = -1, len(snapshots) - 1  # the last good graph, the first bad one
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if wrong(snapshots[middle][1]) else (middle, high)
+    if not snapshots:
+        return "no pass changed it"
+    return f"pass {snapshots[high][0]} (change {high + 1} of {len(snapshots)}) is at fault"
+
+
+def _check_executable(executable: Executable, reference: Reference) -> Verification:
+    start = time.perf_counter()
+    found = reference.differences(executable)
+    if not all(d.ok for d in found):
+        found = reference.relaxed(found)
+    if bad := [d for d in found if not d.ok]:
+        raise NumericsError(f"the executable differs from the original: {bad[0]}")
+    seeds, seconds = checks.SEEDS, time.perf_counter() - start
+    return Verification("passed", reference.name, seeds, None, tuple(found), "", seconds)

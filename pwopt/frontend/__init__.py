@@ -1,0 +1,11 @@
+"""The ONNX frontend: the only package that knows ONNX's protobuf.
+
+:func:`load` reads a model into a :class:`~pwopt.ir.graph.Graph`, :func:`export` and :func:`save`
+write one as standard ONNX. What the graph cannot express travels in ``graph.metadata``.
+"""
+
+from pwopt.frontend.exporter import export
+from pwopt.frontend.importer import load
+from pwopt.frontend.writer import save
+
+__all__ = ["export", "load", "save"]

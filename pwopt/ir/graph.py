@@ -1,0 +1,421 @@
+"""The graph: immutable operations as nodes, operands as edges, on a private networkx MultiDiGraph.
+
+Nodes are operations; constants and graph inputs are nodes too. An edge is one operand: its key is
+the operand slot and its ``index`` the result that it reads, so ``Add(x, x)`` has two edges. Wiring
+changes only through :meth:`Graph.add`, :meth:`Graph.replace_uses` and :meth:`Graph.erase`, and each
+of them bumps :attr:`Graph.version`.
+
+The networkx graph is what holds. Operands by node and the topological order are remembered beside
+it until they change, because every pass reads them and networkx's views are slow.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+from pwopt.errors import IRError
+from pwopt.ir.node import (
+    CONSTANT,
+    GRAPH_DOMAIN,
+    INPUT,
+    KERNEL_DOMAIN,
+    ONNX_DOMAIN,
+    Node,
+    Opaque,
+    Use,
+    Value,
+)
+from pwopt.ir.types import Type, of_array
+
+__all__ = [
+    "CONSTANT",
+    "GRAPH_DOMAIN",
+    "INPUT",
+    "KERNEL_DOMAIN",
+    "ONNX_DOMAIN",
+    "Graph",
+    "Node",
+    "Opaque",
+    "Use",
+    "Value",
+    "walk_up",
+]
+
+
+_Adjacency = Mapping[int, Mapping[int, Mapping[int, Mapping[str, int]]]]
+
+
+class Graph:
+    """An ONNX graph as pwopt's passes see it.
+
+    Attributes:
+        name: the ONNX graph's name.
+        opsets: operator set version by domain.
+        metadata: whatever of the model file is carried along for export.
+        version: grows with every change of the wiring.
+    """
+
+    def __init__(self, name: str = "graph", opsets: Mapping[str, int] | None = None) -> None:
+        self.name = name
+        self.opsets: dict[str, int] = dict(opsets or {ONNX_DOMAIN: 17})
+        self.metadata: dict[str, Any] = {}
+        self.version = 0
+        self._graph: nx.MultiDiGraph[int] = nx.MultiDiGraph()
+        self._nodes: dict[int, Node] = {}
+        self._inputs: list[Node] = []
+        self._outputs: list[tuple[str, Value]] = []
+        self._output_uses: dict[tuple[int, int], int] = {}
+        self._next_id = 0
+        self._size = 0
+        self._operands: dict[int, tuple[Value | None, ...]] = {}  # of nodes whose edges stand
+        self._order: tuple[int, list[Node]] = (-1, [])  # of one version
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Number of operations, constants and inputs not counted."""
+        return self._size
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, Node) and self._nodes.get(node.id) is node
+
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's own operator set."""
+        return self.opsets.get(ONNX_DOMAIN, 1)
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return tuple(self._inputs)
+
+    @property
+    def outputs(self) -> tuple[tuple[str, Value], ...]:
+        """The graph's outputs in order, by name."""
+        return tuple(self._outputs)
+
+    def nodes(self) -> list[Node]:
+        """All nodes in order of creation; a snapshot, so the graph may change meanwhile."""
+        return list(self._nodes.values())
+
+    def topological(self) -> list[Node]:
+        """All nodes, operands before users, else as close to creation order as that allows.
+
+        Raises:
+            IRError: the graph has a cycle.
+        """
+        if self._order[0] != self.version:
+            self._order = (self.version, self._sorted())
+        return list(self._order[1])
+
+    def operands(self, node: Node) -> tuple[Value | None, ...]:
+        """The values a node reads, by slot; None for an absent optional operand."""
+        found = self._operands.get(node.id)
+        if found is None:
+            slots: list[Value | None] = [None] * node.arity
+            for source, edges in self._pred[node.id].items():
+                for slot, data in edges.items():
+                    slots[slot] = Value(self._nodes[source], data["index"])
+            found = self._operands[node.id] = tuple(slots)
+        return found
+
+    def operand(self, node: Node, slot: int) -> Value | None:
+        """One operand, None where it is absent."""
+        operands = self.operands(node)
+        return operands[slot] if slot < len(operands) else None
+
+    def uses(self, value: Value) -> list[Use]:
+        """The slots that read a value, in a deterministic order. Graph outputs are not uses."""
+        index, nodes = value.index, self._nodes
+        found = sorted(
+            (target, slot)
+            for target, edges in self._succ[value.node.id].items()
+            for slot, data in edges.items()
+            if data["index"] == index
+        )
+        return [Use(nodes[target], slot) for target, slot in found]
+
+    def is_output(self, value: Value) -> bool:
+        """Whether the value is an output of the graph."""
+        return (value.node.id, value.index) in self._output_uses
+
+    def reader_count(self, value: Value) -> int:
+        """How many nodes read a value; in constant time for a node of one result."""
+        if len(value.node.types) == 1:
+            return len(self._succ[value.node.id])
+        return len({use.node.id for use in self.uses(value)})
+
+    def only_use(self, value: Value) -> Use | None:
+        """The single use of a value that is no graph output, else None."""
+        if self.is_output(value) or len(self._succ[value.node.id]) > 8:
+            return None
+        uses = self.uses(value)
+        return uses[0] if len(uses) == 1 else None
+
+    def constant_value(self, value: Value | None) -> np.ndarray | None:
+        """The array of a constant, None for anything else. Never write to it."""
+        if value is None or not value.node.is_constant:
+            return None
+        array: np.ndarray = value.node.attributes["value"]
+        return array
+
+    # --- writing -----------------------------------------------------------------------------
+
+    def add(
+        self,
+        op: str,
+        operands: Sequence[Value | None] = (),
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        domain: str = ONNX_DOMAIN,
+        types: Sequence[Type] | None = None,
+        names: Sequence[str] = (),
+        name: str = "",
+        origin: Iterable[str] = (),
+        captures: Sequence[str] = (),
+    ) -> Node:
+        """Adds an operation that reads ``operands``.
+
+        Args:
+            op: operator name.
+            operands: values by slot, None for an absent one; trailing ones are dropped.
+            attributes: by name; arrays and tuples must not be written to afterwards.
+            domain: operator domain.
+            types: result types; inferred from the operands if left out.
+            names: result names wished for.
+            name: ONNX node name.
+            origin: names of the ONNX nodes it descends from.
+            captures: see :class:`Node`.
+
+        Raises:
+            IRError: an operand is not of this graph, or ``types`` was left out and pwopt has no
+                inference rule for the operator.
+        """
+        slots = list(operands)
+        while slots and slots[-1] is None:
+            slots.pop()
+        for slot, value in enumerate(slots):
+            if value is not None and value.node not in self:
+                raise IRError(f"operand {slot} of {op}: {value.label} is not in the graph")
+        frozen = MappingProxyType(dict(attributes or {}))
+        if types is None:
+            from pwopt.ir.shapes import infer
+
+            types = infer(self, op, domain, frozen, slots)
+        node = Node(
+            id=self._next_id,
+            op=op,
+            domain=domain,
+            attributes=frozen,
+            types=tuple(types),
+            names=(*names, *[""] * (len(types) - len(names))),
+            name=name,
+            origin=tuple(dict.fromkeys(origin)),
+            arity=len(slots),
+            captures=tuple(captures),
+        )
+        self._insert(node)
+        for slot, value in enumerate(slots):
+            if value is not None:
+                self._connect(value, node, slot)
+        self.version += 1
+        return node
+
+    def constant(self, array: np.ndarray, name: str = "", origin: Iterable[str] = ()) -> Value:
+        """Adds a constant; the array must not be written to afterwards."""
+        array = np.asarray(array)
+        return self.add(
+            CONSTANT,
+            attributes={"value": array},
+            domain=GRAPH_DOMAIN,
+            types=(of_array(array),),
+            names=(name,),
+            origin=origin,
+        ).out
+
+    def add_input(self, name: str, value_type: Type, default: np.ndarray | None = None) -> Value:
+        """Adds a graph input; ``default`` is the initializer of an input that need not be fed."""
+        attributes = {} if default is None else {"default": default}
+        node = self.add(
+            INPUT, attributes=attributes, domain=GRAPH_DOMAIN, types=(value_type,), names=(name,)
+        )
+        self._inputs.append(node)
+        return node.out
+
+    def add_output(self, name: str, value: Value) -> None:
+        """Appends a graph output."""
+        if value.node not in self:
+            raise IRError(f"output {name!r}: {value.label} is not in the graph")
+        if any(name == other for other, _ in self._outputs):
+            raise IRError(f"output {name!r} stands twice")
+        self._outputs.append((name, value))
+        key = (value.node.id, value.index)
+        self._output_uses[key] = self._output_uses.get(key, 0) + 1
+        self.version += 1
+
+    def set_outputs(self, outputs: Sequence[tuple[str, Value]]) -> None:
+        """Replaces the whole list of graph outputs."""
+        self._outputs = []
+        self._count_outputs()
+        self.version += 1
+        for name, value in outputs:
+            self.add_output(name, value)
+
+    def replace_uses(self, old: Value, new: Value) -> None:
+        """Lets every reader of ``old``, graph outputs included, read ``new`` instead."""
+        if new.node not in self:
+            raise IRError(f"{new.label} is not in the graph")
+        if old == new:
+            return
+        for use in self.uses(old):
+            self._graph.remove_edge(old.node.id, use.node.id, key=use.slot)
+            self._connect(new, use.node, use.slot)
+        if self.is_output(old):
+            self._outputs = [(n, new if v == old else v) for n, v in self._outputs]
+            self._count_outputs()
+        self.version += 1
+
+    def replace_operand(self, use: Use, new: Value) -> None:
+        """Lets one operand slot read ``new``."""
+        operand = self.operand(use.node, use.slot)
+        if operand is not None:
+            self._graph.remove_edge(operand.node.id, use.node.id, key=use.slot)
+        self._connect(new, use.node, use.slot)
+        self.version += 1
+
+    def erase(self, node: Node) -> None:
+        """Removes a node that nothing reads.
+
+        Raises:
+            IRError: something still reads it, or it is an input of the graph.
+        """
+        if node.is_input:
+            raise IRError(f"{node.label} is an input of the graph and stays")
+        if self._is_read(node):
+            raise IRError(f"{node.label} is still read")
+        self._graph.remove_node(node.id)
+        del self._nodes[node.id]
+        self._size -= node.domain != GRAPH_DOMAIN
+        self._operands.pop(node.id, None)
+        self.version += 1
+
+    def erase_dead(self, roots: Iterable[Node] | None = None) -> int:
+        """Removes the nodes that no output depends on; only ``roots`` and above if given."""
+        pending = list(self.topological() if roots is None else roots)
+        erased = 0
+        while pending:
+            node = pending.pop()
+            if node not in self or node.is_input or self._is_read(node):
+                continue
+            if roots is not None:
+                pending.extend(v.node for v in self.operands(node) if v is not None)
+            self.erase(node)
+            erased += 1
+        return erased
+
+    def copy(self) -> Graph:
+        """An independent graph over the same immutable nodes and arrays."""
+        other = Graph(self.name, self.opsets)
+        other.metadata = copy.copy(self.metadata)
+        other.version = self.version
+        other._graph.add_nodes_from(self._nodes)
+        other._graph.add_edges_from(self._graph.edges(keys=True, data=True))  # type: ignore[arg-type]
+        other._nodes = dict(self._nodes)
+        other._inputs = list(self._inputs)
+        other._outputs = list(self._outputs)
+        other._output_uses = dict(self._output_uses)
+        other._next_id = self._next_id
+        other._size = self._size
+        other._operands = dict(self._operands)
+        other._order = self._order
+        return other
+
+    def restore(self, other: Graph) -> None:
+        """Becomes ``other``, a changed or unchanged copy of this graph, which it takes over."""
+        self.__dict__.update(other.__dict__)
+
+    def to_networkx(self) -> nx.MultiDiGraph[int]:
+        """A copy of the wiring: node ids, each with its :class:`Node` as ``node``."""
+        result = self._graph.copy()
+        nx.set_node_attributes(result, self._nodes, "node")
+        return result
+
+    def to_onnx(self) -> Any:
+        """The graph as an ``onnx.ModelProto``; internal ops are expanded into standard ones."""
+        from pwopt.frontend import export
+
+        return export(self)
+
+    def __str__(self) -> str:
+        from pwopt.ir.printer import to_text
+
+        return to_text(self)
+
+    @property
+    def _pred(self) -> _Adjacency:
+        """Edges by reader, producer and slot: networkx's own dicts, its views take four times."""
+        return self._graph._pred  # type: ignore[attr-defined,no-any-return]
+
+    @property
+    def _succ(self) -> _Adjacency:
+        """Edges by producer, reader and slot."""
+        return self._graph._succ  # type: ignore[attr-defined,no-any-return]
+
+    def _sorted(self) -> list[Node]:
+        """The topological order; Kahn's algorithm, the oldest node that is ready first."""
+        nodes, succ = self._nodes, self._succ
+        if all(node < reader for node, readers in succ.items() for reader in readers):
+            return list(nodes.values())  # created in order, as import leaves them
+        waiting = {node: len(producers) for node, producers in self._pred.items()}
+        ready = sorted(node for node, count in waiting.items() if not count)
+        order: list[Node] = []
+        while ready:
+            first = heapq.heappop(ready)
+            order.append(nodes[first])
+            for reader in succ[first]:
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    heapq.heappush(ready, reader)
+        if len(order) < len(waiting):
+            raise IRError(f"graph {self.name!r} has a cycle")
+        return order
+
+    def _is_read(self, node: Node) -> bool:
+        """Whether a node's results are operands or outputs."""
+        if self._succ[node.id]:
+            return True
+        return any((node.id, index) in self._output_uses for index in range(len(node.types)))
+
+    def _connect(self, value: Value, reader: Node, slot: int) -> None:
+        self._graph.add_edge(value.node.id, reader.id, key=slot, index=value.index)
+        self._operands.pop(reader.id, None)
+
+    def _insert(self, node: Node) -> None:
+        self._graph.add_node(node.id)
+        self._nodes[node.id] = node
+        self._next_id = node.id + 1
+        self._size += node.domain != GRAPH_DOMAIN
+
+    def _count_outputs(self) -> None:
+        self._output_uses = {}
+        for _, value in self._outputs:
+            key = (value.node.id, value.index)
+            self._output_uses[key] = self._output_uses.get(key, 0) + 1
+
+
+def walk_up(graph: Graph, value: Value) -> Iterator[Node]:
+    """The nodes that a value depends on, itself first, each once."""
+    pending, seen = [value.node], {value.node.id}
+    while pending:
+        node = pending.pop()
+        yield node
+        for operand in graph.operands(node):
+            if operand is not None and operand.node.id not in seen:
+                seen.add(operand.node.id)
+                pending.append(operand.node)

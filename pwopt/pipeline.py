@@ -1,0 +1,327 @@
+"""Passes and the pipeline that runs them: the pass only transforms, the pipeline does the rest.
+
+A pass gets a valid graph and leaves a valid one. The pipeline measures, verifies and reports: time,
+what changed, operations and multiply-accumulates before and after, and a remark for every rewrite
+that was made or declined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pwopt import hardware
+from pwopt.cost_model import CostModel, cost_model
+from pwopt.errors import PassError, PwoptError, UsageError
+from pwopt.hardware import Hardware
+from pwopt.ir.collection import no_garbage_collection
+from pwopt.ir.graph import Graph, Node
+from pwopt.ir.verify import verify
+
+MAX_SWEEPS = 100  # of one rewrite over the graph; every rewrite must make progress
+# Operations of a graph whose time is predicted after every pass: 40 us an operation add up.
+MAX_PREDICTED_NODES = 5000
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A rewrite that was made; ``what`` says it in a few words."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A rewrite whose pattern was there but that was not made; ``why`` gives the reason."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One rewrite made or declined.
+
+    Attributes:
+        pass_name: the pass.
+        node: the node it is about, by the user's names.
+        applied: whether the rewrite was made.
+        text: what was done, or why not.
+    """
+
+    pass_name: str
+    node: str
+    applied: bool
+    text: str
+
+
+@dataclass
+class Context:
+    """What a pass may ask for besides the graph.
+
+    Attributes:
+        hardware: the machine that the graph is optimized for.
+        target: "cpu" or "cuda".
+        remarks: filled by the passes.
+        max_rewrites: rewrites that are still made, None for all; how a wrong one is searched for.
+        barred: nodes, by pass spec and id, that a pass leaves alone.
+        anchors: ids of the nodes whose rewrites were made, in order.
+    """
+
+    hardware: Hardware = field(default_factory=hardware.host)
+    target: str = "cpu"
+    remarks: list[Remark] = field(default_factory=list)
+    max_rewrites: int | None = None
+    barred: set[tuple[str, int]] = field(default_factory=set)
+    anchors: list[int] = field(default_factory=list)
+
+    @property
+    def cost_model(self) -> CostModel:
+        """Predicts how long nodes take on the hardware; passes ask it before they rewrite."""
+        return cost_model(self.hardware)
+
+    def may_rewrite(self, each: Pass, node: Node) -> bool:
+        """Whether a pass may rewrite at a node; asked before it looks at it."""
+        if self.max_rewrites is None and not self.barred:
+            return True
+        return self.max_rewrites != 0 and (each.spec, node.id) not in self.barred
+
+    def rewritten(self, each: Pass, node: Node, label: str, what: str) -> None:
+        """Remembers a rewrite that was made at a node."""
+        self.remarks.append(Remark(each.name, label, True, what))
+        self.anchors.append(node.id)
+        if self.max_rewrites is not None:
+            self.max_rewrites -= 1
+
+
+class Pass(ABC):
+    """A transformation of a graph. Subclasses are frozen dataclasses whose fields are the options.
+
+    Attributes:
+        name: the pass's name on the command line, in kebab case.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, graph: Graph, context: Context) -> None:
+        """Transforms ``graph`` in place, leaving it valid."""
+
+    @property
+    def spec(self) -> str:
+        """The pass and its options as the command line spells them."""
+        options = ",".join(
+            f"{f.name.replace('_', '-')}={getattr(self, f.name)}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) != f.default
+        )
+        return f"{self.name}{{{options}}}" if options else self.name
+
+
+class Rewrite(Pass):
+    """A pass that looks at one node at a time.
+
+    Attributes:
+        ops: operators that can anchor the pattern, as (domain, op); empty means any node.
+    """
+
+    ops: ClassVar[frozenset[tuple[str, str]]] = frozenset()
+
+    @abstractmethod
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> Applied | Missed | None:
+        """Rewrites the pattern anchored at ``node``: checks everything first, mutates last.
+
+        Returns:
+            what was done, why it was not done, or None where the pattern does not occur.
+        """
+
+    def run(self, graph: Graph, context: Context) -> None:
+        missed: dict[tuple[str, str], Remark] = {}
+        for _ in range(MAX_SWEEPS):
+            before = graph.version
+            for node in graph.topological():
+                if node not in graph or (self.ops and (node.domain, node.op) not in self.ops):
+                    continue
+                if not context.may_rewrite(self, node):
+                    continue
+                label = node.label
+                outcome = self.rewrite(graph, node, context)
+                if isinstance(outcome, Applied):
+                    context.rewritten(self, node, label, outcome.what)
+                elif isinstance(outcome, Missed):
+                    missed[label, outcome.why] = Remark(self.name, label, False, outcome.why)
+            if graph.version == before:
+                break
+        else:
+            raise PassError(f"{self.name}: still rewriting after {MAX_SWEEPS} sweeps")
+        context.remarks.extend(missed.values())
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one run of a pass did.
+
+    Attributes:
+        spec: the pass with its options.
+        changed: whether the graph's wiring changed.
+        seconds: wall time.
+        nodes_before, nodes_after: operations in the graph.
+        macs_before, macs_after: multiply-accumulates of one inference, of what is known.
+        us_before, us_after: predicted time of one inference, microseconds; None where the graph is
+            too large to predict it after every pass.
+        remarks: rewrites made and declined.
+    """
+
+    spec: str
+    changed: bool
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    macs_before: int
+    macs_after: int
+    us_before: float | None
+    us_after: float | None
+    remarks: tuple[Remark, ...]
+
+
+@dataclass
+class Pipeline:
+    """A sequence of passes, repeated until none of them changes anything.
+
+    Attributes:
+        passes: in order.
+        rounds: how often the whole sequence is run at most.
+        after_pass: called with the graph, the pass and its report after every pass that changed it.
+    """
+
+    passes: Sequence[Pass]
+    rounds: int = 4
+    after_pass: Callable[[Graph, Pass, PassReport], None] | None = None
+
+    def run(self, graph: Graph, context: Context) -> list[PassReport]:
+        """Transforms ``graph`` in place.
+
+        Raises:
+            PassError: a pass failed or left an invalid graph; the message names it.
+        """
+        with no_garbage_collection():
+            return self._run(graph, context)
+
+    def _run(self, graph: Graph, context: Context) -> list[PassReport]:
+        from pwopt.cost import graph_macs
+
+        reports: list[PassReport] = []
+        verify(graph)
+        macs, us = graph_macs(graph), _predicted_us(graph, context)
+        settled: dict[str, int] = {}  # specs of passes that change nothing, by the graph's version
+        for _ in range(self.rounds):
+            round_start = graph.version
+            for each in self.passes:
+                if settled.get(each.spec) == graph.version:
+                    continue
+                version, nodes, first = graph.version, len(graph), len(context.remarks)
+                start = time.perf_counter()
+                self._run_one(each, graph, context)
+                changed = graph.version != version
+                if not changed:
+                    settled[each.spec] = version
+                seconds = time.perf_counter() - start
+                macs_after = graph_macs(graph) if changed else macs
+                us_after = _predicted_us(graph, context) if changed else us
+                report = PassReport(
+                    spec=each.spec,
+                    changed=changed,
+                    seconds=seconds,
+                    nodes_before=nodes,
+                    nodes_after=len(graph),
+                    macs_before=macs,
+                    macs_after=macs_after,
+                    us_before=us,
+                    us_after=us_after,
+                    remarks=tuple(context.remarks[first:]),
+                )
+                macs, us = macs_after, us_after
+                reports.append(report)
+                if changed and self.after_pass is not None:
+                    self.after_pass(graph, each, report)
+            if graph.version == round_start:
+                break
+        return reports
+
+    @staticmethod
+    def _run_one(each: Pass, graph: Graph, context: Context) -> None:
+        version = graph.version
+        try:
+            each.run(graph, context)
+            if graph.version != version:
+                verify(graph)
+        except PassError:
+            raise
+        except PwoptError as error:
+            raise PassError(f"pass {each.name}: {error}") from error
+        except Exception as error:
+            raise PassError(f"pass {each.name}: {type(error).__name__}: {error}") from error
+
+
+def _predicted_us(graph: Graph, context: Context) -> float | None:
+    return context.cost_model.graph_us(graph) if len(graph) <= MAX_PREDICTED_NODES else None
+
+
+def parse_specs(text: str, known: dict[str, type[Pass]]) -> list[Pass]:
+    """Passes from a spec such as ``fold-batch-norm,insert-bottlenecks{budget=0.01}``.
+
+    Raises:
+        UsageError: an unknown pass or option, or a value of the wrong kind; names the nearest.
+    """
+    passes: list[Pass] = []
+    for part in _split(text):
+        name, _, options = part.partition("{")
+        name = name.strip()
+        if name not in known:
+            raise UsageError(f"unknown pass {name!r}{nearest(name, known)}; see `pwopt passes`")
+        if options and not options.endswith("}"):
+            raise UsageError(f"pass spec {part!r}: missing }}")
+        passes.append(known[name](**_options(known[name], options.rstrip("}"))))
+    return passes
+
+
+def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """A hint such as ", did you mean 'relu'?", or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _split(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c == "{") - (c == "}")
+        if c == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [p for p in parts if p.strip()]
+
+
+def _options(cls: type[Pass], text: str) -> dict[str, Any]:
+    fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for item in filter(str.strip, text.split(",")):
+        key, separator, value = (s.strip() for s in item.partition("="))
+        if key not in fields or not separator:
+            raise UsageError(
+                f"pass {cls.name}: option {item.strip()!r} is not key=value with a key of "
+                f"{sorted(fields) or 'none'}{nearest(key, list(fields))}"
+            )
+        kind: Any = type(fields[key].default)
+        try:
+            values[fields[key].name] = (
+                {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            )
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"pass {cls.name}: {key}={value} is not a {kind.__name__}") from error
+    return values

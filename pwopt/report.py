@@ -1,0 +1,284 @@
+"""What an optimization did, as data: the same record feeds report.json and the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pwopt import cost
+from pwopt.checks import Verification
+from pwopt.cost_model import cost_model
+from pwopt.hardware import Hardware
+from pwopt.ir.graph import Graph, Node
+from pwopt.output import GENERATOR, REPORT
+from pwopt.pipeline import PassReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA = 1  # of report.json; grows when a field changes its meaning or goes
+
+
+@dataclass(frozen=True)
+class GraphSummary:
+    """The size of a graph.
+
+    Attributes:
+        nodes: operations.
+        macs: multiply-accumulates of one inference, of what is known.
+        pointwise_macs: those of 1x1 convolutions.
+        parameters: floating-point numbers among the constants.
+        parameter_bytes: bytes of all constants.
+        ops: number of operations by operator.
+        predicted_us: time of one inference on one core as the cost model sees it, microseconds.
+    """
+
+    nodes: int
+    macs: int
+    pointwise_macs: int
+    parameters: int
+    parameter_bytes: int
+    ops: dict[str, int]
+    predicted_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from."""
+
+    path: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What the target made of the graph.
+
+    Attributes:
+        target: "cpu" or "cuda".
+        threads: that the executable uses.
+        seconds: wall time.
+        kernels: one entry per call: node, kernel, origin, macs, predicted_us.
+        fallbacks: operators that run in ONNX Runtime: node and reason.
+        verification: of the executable against the original.
+    """
+
+    target: str
+    threads: int
+    seconds: float
+    kernels: list[Any]
+    fallbacks: list[Any]
+    verification: Verification | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The record of one optimization; ``report.json`` holds exactly this."""
+
+    version: str
+    source: Source
+    target: str
+    hardware: Hardware
+    before: GraphSummary
+    after: GraphSummary
+    passes: tuple[PassReport, ...]
+    verification: Verification
+    compilation: Compilation | None = None
+    seconds: float = 0.0
+    schema: int = SCHEMA
+    generator: str = field(default=GENERATOR)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON's types; numbers that JSON lacks become null."""
+        plain = plain_json(self)
+        assert isinstance(plain, dict)
+        return plain
+
+    def dumps(self) -> str:
+        """The text of ``report.json``."""
+        return json.dumps(self.to_json(), indent=1) + "\n"
+
+
+def summarize(graph: Graph, hardware: Hardware) -> GraphSummary:
+    """The size of a graph, and its predicted time on a machine."""
+    operations = [n for n in graph.nodes() if not n.is_input and not n.is_constant]
+    return GraphSummary(
+        nodes=len(operations),
+        macs=cost.graph_macs(graph),
+        pointwise_macs=sum(cost.node_macs(graph, n) for n in operations if is_pointwise(graph, n)),
+        parameters=cost.parameters(graph),
+        parameter_bytes=cost.constant_bytes(graph),
+        ops=dict(Counter(n.op for n in operations).most_common()),
+        predicted_us=cost_model(hardware).graph_us(graph),
+    )
+
+
+def is_pointwise(graph: Graph, node: Node) -> bool:
+    """Whether a node is a convolution with a 1x1 (1, 1x1x1) kernel."""
+    weights = graph.operand(node, 1) if node.op.endswith("Conv") else None
+    shape = weights.shape if weights is not None else None
+    return shape is not None and len(shape) > 2 and math.prod(shape[2:]) == 1
+
+
+def plain_json(value: Any) -> Any:
+    """A value in JSON's types: dataclasses as objects, tuples as arrays, no NaN or infinity."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "items"):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_json(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+# --- the terminal ---------------------------------------------------------------------------
+
+
+def render(report: Report) -> RenderableType:
+    """The report as a few lines and a table of the passes that found something."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("pass", "rewrites", "missed", "nodes", "MACs", "predicted", "took"):
+        table.add_column(heading, justify="left" if heading == "pass" else "right")
+    for name, rows in _by_pass(report.passes).items():
+        remarks = [r for row in rows for r in row.remarks]
+        if not remarks and not any(row.changed for row in rows):
+            continue
+        applied = sum(r.applied for r in remarks)
+        table.add_row(
+            name,
+            str(applied or ("yes" if any(row.changed for row in rows) else "")),
+            str(len({(r.node, r.text) for r in remarks if not r.applied}) or ""),
+            _step(sum(row.nodes_after - row.nodes_before for row in rows)),
+            _step(sum(row.macs_after - row.macs_before for row in rows), human),
+            _step(_saving(rows), microseconds),
+            f"{sum(row.seconds for row in rows) * 1e3:.0f} ms",
+        )
+    return Group(table, "", *_summary(report))
+
+
+def explain(report: Report) -> RenderableType:
+    """Every remark: what was rewritten, and why the rest was not."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("pass", "", "node", "remark"):
+        table.add_column(heading, overflow="fold")
+    seen = set()
+    for row in report.passes:
+        for r in row.remarks:
+            if r in seen:
+                continue
+            seen.add(r)
+            mark = "[green]+[/]" if r.applied else "[yellow]-[/]"
+            table.add_row(r.pass_name, mark, _escaped(r.node), _escaped(r.text))
+    return table
+
+
+def render_summary(summary: GraphSummary) -> RenderableType:
+    """A graph's size and operators."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("operator")
+    table.add_column("count", justify="right")
+    for op, count in summary.ops.items():
+        table.add_row(op, str(count))
+    share = summary.pointwise_macs / summary.macs if summary.macs else 0.0
+    return Group(
+        f"{summary.nodes} operations, {human(summary.parameters)} parameters "
+        f"({human(summary.parameter_bytes)}B), {human(summary.macs)} MACs, "
+        f"{share:.0%} of them in 1x1 convolutions",
+        "",
+        table,
+    )
+
+
+def human(number: float) -> str:
+    """A number with three digits and a unit prefix: 3.86 G."""
+    for unit in ("", " k", " M", " G"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} T"
+
+
+def microseconds(us: float) -> str:
+    """A time with three digits: 640 us, 5.85 ms."""
+    return f"{us:.3g} us" if us < 999.5 else f"{us / 1e3:.3g} ms"
+
+
+def _saving(rows: list[PassReport]) -> float:
+    """Predicted change of a pass, 0 where it is below what the table would show."""
+    known = [r.us_after - r.us_before for r in rows if r.us_after and r.us_before]
+    change = sum(known)
+    return change if abs(change) >= 0.05 else 0
+
+
+def _summary(report: Report) -> list[str]:
+    before, after, check = report.before, report.after, report.verification
+    lines = [
+        f"nodes       {before.nodes} -> {after.nodes}",
+        f"MACs        {human(before.macs)} -> {human(after.macs)}",
+        f"parameters  {human(before.parameters)} -> {human(after.parameters)}",
+        f"predicted   {microseconds(before.predicted_us)} -> {microseconds(after.predicted_us)}"
+        f" on one core of {report.hardware.mcpu}",
+    ]
+    lines.append(f"checked     {_check_text(check)}")
+    if report.compilation is not None:
+        c = report.compilation
+        lines.append(
+            f"compiled    {len(c.kernels)} kernels for {report.hardware.mcpu}, "
+            f"{c.threads} thread{'s' * (c.threads != 1)}, in {c.seconds:.1f} s"
+        )
+        lines += _fallback_lines(c.fallbacks)
+        if c.verification is not None:
+            lines.append(f"checked     executable: {_check_text(c.verification)}")
+    return lines
+
+
+def _fallback_lines(fallbacks: list[Any], shown: int = 5) -> list[str]:
+    lines = [
+        _escaped(f"fallback    {f['node']} runs in ONNX Runtime: {f['reason']}")
+        for f in fallbacks[:shown]
+    ]
+    if len(fallbacks) > shown:
+        lines.append(f"            and {len(fallbacks) - shown} more, see {REPORT}")
+    return lines
+
+
+def _check_text(check: Verification) -> str:
+    if check.status != "passed":
+        return _escaped(f"no: {check.reason}")
+    error = max((d.error for d in check.outputs), default=0.0)
+    text = f"largest error {error:.2g} of an output's scale against {check.reference}"
+    return _escaped(f"{text} ({check.reason})" if check.reason else text)
+
+
+def _by_pass(rows: tuple[PassReport, ...]) -> dict[str, list[PassReport]]:
+    found: dict[str, list[PassReport]] = {}
+    for row in rows:
+        found.setdefault(row.spec, []).append(row)
+    return found
+
+
+def _step(change: float, text: Callable[[Any], str] = str) -> str:
+    return "" if change == 0 else f"{'-' if change < 0 else '+'}{text(abs(change))}"
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,47 @@
+"""Targets: from an optimized graph to an executable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "pwopt.targets":
+    raise ImportError("import pwopt.targets; the folder `targets` is a part of the package pwopt")
+
+# TVM reads these when its thread pool starts, which is after any module here is imported.
+os.environ.setdefault("TVM_BIND_THREADS", "0")  # or it pins the main thread to core 0
+os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # or it takes half of them
+
+if TYPE_CHECKING:
+    from pwopt.hardware import Hardware
+    from pwopt.ir.graph import Graph
+    from pwopt.targets.executable import Executable
+
+
+def compile_graph(
+    graph: Graph,
+    target: str,
+    hardware: Hardware,
+    threads: int = 1,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Executable:
+    """Compiles a graph for a target.
+
+    Args:
+        graph: not changed.
+        target: "cpu".
+        hardware: the processor to generate code for.
+        threads: of one run.
+        metadata: stored in the executable.
+
+    Raises:
+        UsageError: an unknown target.
+    """
+    from pwopt.errors import UsageError
+    from pwopt.targets.cpu.compile import compile_graph as compile_cpu
+
+    if target != "cpu":
+        raise UsageError(f"no target {target!r}; there is cpu")
+    return compile_cpu(graph, hardware, threads, dict(metadata or {}))

@@ -1,0 +1,159 @@
+"""The CPU target: a graph to an executable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pwopt.hardware import Hardware
+from pwopt.ir.graph import Graph, Node, Value
+from pwopt.targets.cpu.fallback import TvmFallback
+from pwopt.targets.cpu.lowering import DTYPES, Lowering
+from pwopt.targets.cpu.module import build_module, entry_name
+from pwopt.targets.cpu.plan import Plan, assign_offsets, pack_constants
+from pwopt.targets.cpu.rules import RULES
+from pwopt.targets.executable import Executable, Manifest, Port, SegmentSpec
+from pwopt.targets.partition import Segment, partition, value_key
+
+
+def compile_graph(
+    graph: Graph,
+    hardware: Hardware,
+    threads: int = 1,
+    metadata: dict[str, Any] | None = None,
+) -> Executable:
+    """Compiles a graph; nodes without a kernel run in ONNX Runtime inside the executable.
+
+    Args:
+        graph: not changed.
+        hardware: the processor to generate code for.
+        threads: of one run.
+        metadata: stored in the executable.
+    """
+    graph = _with_identities(graph)
+    segments, plans, reasons, from_tvm = _lower(graph, hardware, threads)
+    for plan in plans:
+        assign_offsets(plan)
+    constants = pack_constants(plans)
+    module = build_module(plans, constants.nbytes, hardware, threads) if plans else None
+    specs, models = [], b""
+    plan_index = 0
+    for segment in segments:
+        if segment.compiled:
+            plan = plans[plan_index]
+            spec = SegmentSpec(
+                tuple(_port(n.names[0], n.out) for n in segment.graph.inputs),
+                tuple(_port(name, v) for name, v in segment.graph.outputs),
+                entry=entry_name(plan_index),
+                workspace_bytes=plan.workspace_bytes,
+            )
+            plan_index += 1
+        else:
+            model = segment.graph.to_onnx().SerializeToString()
+            spec = SegmentSpec(
+                tuple(_port(n.names[0], n.out) for n in segment.graph.inputs),
+                tuple(_port(name, v) for name, v in segment.graph.outputs),
+                model=(len(models), len(models) + len(model)),
+            )
+            models += model
+        specs.append(spec)
+    manifest = Manifest(
+        inputs=tuple(_port(n.names[0], n.out, value_key(n.out)) for n in graph.inputs),
+        outputs=tuple(_port(name, v, value_key(v)) for name, v in graph.outputs),
+        segments=tuple(specs),
+        threads=threads,
+        lanes=hardware.lanes,
+        triple=hardware.triple,
+        metadata={"target": "cpu", "mcpu": hardware.mcpu, **(metadata or {})},
+        report=_report(plans, reasons, from_tvm),
+    )
+    return Executable(manifest, module, constants, models)
+
+
+def _lower(
+    graph: Graph, hardware: Hardware, threads: int
+) -> tuple[list[Segment], list[Plan], dict[Node, str], dict[Node, str]]:
+    """Segments and the plans of the compiled ones; what cannot be lowered moves to the others.
+
+    Then the nodes that ONNX Runtime runs, and those that TVM's own kernels compute, with reasons.
+    """
+    fallback = TvmFallback(hardware, threads)
+    reasons = {n: r for n in graph.nodes() if (r := _not_static(graph, n)) is not None}
+    while True:
+        segments = partition(graph, reasons)
+        plans, rejected, from_tvm = [], dict[Node, str](), dict[Node, str]()
+        for segment in segments:
+            if not segment.compiled:
+                continue
+            lowering = Lowering(segment.graph, hardware, threads)
+            for node, reason in lowering.run(RULES, fallback).items():
+                rejected[segment.original[node]] = reason
+            from_tvm.update((segment.original[n], r) for n, r in lowering.notes.items())
+            plans.append(lowering.plan)
+        if not rejected:
+            return segments, plans, reasons, from_tvm
+        reasons.update(rejected)
+
+
+def _not_static(graph: Graph, node: Node) -> str | None:
+    """Why a node cannot be compiled whatever the kernels, or None."""
+    if node.is_input or node.is_constant:
+        return None
+    operands = [v for v in graph.operands(node) if v is not None]
+    results = [node[i] for i in range(len(node.types))]
+    for value in (*operands, *results):
+        if value.node.is_constant:
+            continue
+        if value.shape is None:
+            unread = value.node is node and not graph.uses(value) and not graph.is_output(value)
+            if unread:
+                continue
+            return f"the shape of {value.label} is not known at build time: {value.type}"
+        if value.tensor.dtype not in DTYPES:
+            return f"{value.label} has element type {value.tensor.dtype}"
+    return None
+
+
+def _with_identities(graph: Graph) -> Graph:
+    """A graph without dead code whose outputs are all results of operations, each once."""
+    graph = graph.copy()
+    graph.erase_dead()  # a segment of nothing else would have no outputs
+    seen: set[Value] = set()
+    outputs = graph.outputs
+    if all(not v.node.is_input and not v.node.is_constant for _, v in outputs) and len(
+        {v for _, v in outputs}
+    ) == len(outputs):
+        return graph
+    fresh: list[tuple[str, Value]] = []
+    for name, value in outputs:
+        if value in seen or value.node.is_input or value.node.is_constant:
+            value = graph.add("Identity", [value], types=(value.type,), names=(name,)).out
+        seen.add(value)
+        fresh.append((name, value))
+    graph.set_outputs(fresh)
+    return graph
+
+
+def _port(name: str, value: Value, key: str | None = None) -> Port:
+    tensor = value.tensor
+    return Port(name, tensor.dtype, tensor.shape, key or name)
+
+
+def _report(
+    plans: list[Plan], reasons: dict[Node, str], from_tvm: dict[Node, str]
+) -> dict[str, Any]:
+    return {
+        "kernels": [
+            {
+                "node": s.label,
+                "kernel": s.kernel_name,
+                "origin": list(s.origin),
+                "macs": s.macs,
+                "predicted_us": s.predicted_us,
+            }
+            for plan in plans
+            for s in plan.steps
+        ],
+        "tvm": [{"node": n.label, "reason": r} for n, r in from_tvm.items()],
+        "fallback": [{"node": n.label, "reason": r} for n, r in reasons.items()],
+        "workspace_bytes": max([p.workspace_bytes for p in plans], default=0),
+    }

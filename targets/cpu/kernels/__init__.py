@@ -1,0 +1,1 @@
+"""The kernels: each file makes functions of one kind for given shapes."""

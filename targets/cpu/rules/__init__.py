@@ -1,0 +1,14 @@
+"""Lowering rules: which kernel computes which operator."""
+
+from pwopt.targets.cpu.lowering import Rule
+from pwopt.targets.cpu.rules import conv, data, elementwise, matrix, resize, transposed, windows
+
+RULES: dict[tuple[str, str], Rule] = {
+    **data.RULES,
+    **elementwise.RULES,
+    **windows.RULES,
+    **resize.RULES,
+    **matrix.RULES,
+    **conv.RULES,
+    **transposed.RULES,
+}

@@ -1,0 +1,161 @@
+"""Rules for convolutions, pointwise convolutions and matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
+from pwopt.ir.program import Program
+from pwopt.ir.shapes import explicit_pads
+from pwopt.targets.cpu.kernels.conv import conv, pack_conv
+from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
+from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.tiling import choose_tile
+from pwopt.targets.cpu.lowering import (
+    FEW_CHANNELS,
+    Lowering,
+    Rule,
+    Unsupported,
+    image_tensor,
+    require_float,
+    static_shape,
+)
+from pwopt.targets.cpu.plan import Tensor, place
+from pwopt.targets.cpu.rules.weights import bias_and_extras, packed_weights
+from pwopt.targets.cpu.views import channels_last, image
+
+
+def convolution(lowering: Lowering, node: Node) -> None:
+    """Conv of one or two spatial axes, with its epilogue."""
+    x, w = lowering.required(node, 0), lowering.required(node, 1)
+    bias, extras = bias_and_extras(lowering, node)
+    require_float(x, w, bias, node.out, *extras)
+    weight = lowering.constant_array(node, 1, "weight")
+    spatial = weight.ndim - 2
+    if spatial not in (1, 2):
+        raise Unsupported(f"{spatial} spatial axes")
+    ones = (1,) * spatial
+    strides, dilations = node.get("strides", ones), node.get("dilations", ones)
+    pads = explicit_pads(
+        node.get("auto_pad", "NOTSET"),
+        static_shape(x)[2:],
+        weight.shape[2:],
+        strides,
+        dilations,
+        node.get("pads", (0,) * (2 * spatial)),
+    )
+    if pads is None or any(p < 0 for p in pads):
+        raise Unsupported("its padding is not known or negative")
+    border = tuple(p for i in range(spatial) for p in (pads[i], pads[spatial + i]))
+    tensor = _input(lowering, x, border)
+    if spatial == 1:
+        weight = weight[:, :, None, :]
+        strides, dilations, pads = (1, *strides), (1, *dilations), (0, *pads)
+    window = Window(
+        (weight.shape[2], weight.shape[3]),
+        (strides[0], strides[1]),
+        (dilations[0], dilations[1]),
+        (pads[0], pads[1]),
+    )
+    _emit(lowering, node, tensor, weight, bias, extras, window, node.get("group", 1))
+
+
+def pointwise(lowering: Lowering, node: Node) -> None:
+    """A 1x1 convolution of one to three spatial axes as a matrix product over pixels."""
+    x = lowering.required(node, 0)
+    bias, extras = bias_and_extras(lowering, node)
+    require_float(x, bias, node.out, *extras)
+    weight = lowering.constant_array(node, 1, "weight")[:, :, None, None]
+    spatial = len(static_shape(x)) - 2
+    strides = tuple(node.get("strides", (1,) * spatial))
+    tensor = lowering.channels_last(x)
+    if spatial == 3:
+        if strides != (1, 1, 1):
+            raise Unsupported("a strided three-dimensional convolution")
+        strides = (1, 1)
+    window = Window((1, 1), (1,) * (2 - len(strides)) + strides, (1, 1), (0, 0))
+    _emit(lowering, node, tensor, weight, bias, extras, window, node.get("group", 1))
+
+
+def _emit(
+    lowering: Lowering,
+    node: Node,
+    x: Tensor,
+    weight: np.ndarray,
+    bias: Value | None,
+    extras: Sequence[Value],
+    window: Window,
+    groups: int,
+) -> None:
+    hardware, threads = lowering.hardware, lowering.threads
+    if 0 in static_shape(node.out):
+        lowering.result(node.out)
+        return
+    program: Program = node.get("epilogue", Program())
+    bias_array = None if bias is None else lowering.array(bias)
+    if bias is not None and bias_array is None:
+        raise Unsupported("its bias is computed at run time")
+    placed_extras = [place(_extra(lowering, e, node.out)) for e in extras]
+    extra_views = tuple(v for _, v in placed_extras)
+    xp, xv = place(image_tensor(x))
+    yp, yv = place(image_tensor(lowering.result(node.out)))
+    out_channels, per_group = weight.shape[0], weight.shape[1]
+    operands = (lowering.required(node, 1), bias)  # nodes that share weights share their packing
+    if per_group == 1 and groups == out_channels > 1 and xv.strides[3] == 1:
+        w, b = packed_weights(
+            lowering,
+            (depthwise, *operands),
+            lambda: pack_depthwise(weight, bias_array, hardware.lanes),
+        )
+        factory: Callable[..., Any] = depthwise
+        arguments: tuple[Any, ...] = (xv, yv, window, program, extra_views, hardware, threads)
+    else:
+        geometry = Geometry(xv, yv, extra_views, window, groups, hardware.lanes)
+        tile = choose_tile(geometry, hardware)
+        w, b = packed_weights(
+            lowering,
+            (conv, *operands, groups, tile.nrv),
+            lambda: pack_conv(weight, bias_array, groups, tile, hardware.lanes),
+        )
+        factory = conv
+        arguments = (xv, yv, window, groups, program, extra_views, hardware, tile, threads)
+    pointers = (xp, w, b, *(p for p, _ in placed_extras), yp)
+    in_place = None
+    for i, (view, value) in enumerate(zip(extra_views, extras, strict=True)):
+        if view == yv and lowering.array(value) is None:
+            in_place = (3 + i, len(pointers) - 1)
+    lowering.emit(factory, arguments, pointers, in_place=in_place)
+
+
+def _input(lowering: Lowering, x: Value, border: tuple[int, ...]) -> Tensor:
+    """The input with its border; a photo's few channels stay as they lie."""
+    if any(border):
+        return lowering.with_border(x, border)
+    tensor = lowering.tensor(x)
+    return tensor if tensor.view.shape[1] <= FEW_CHANNELS else lowering.channels_last(x)
+
+
+def _extra(lowering: Lowering, value: Value, out: Value) -> Tensor:
+    """An operand of the epilogue, broadcast to the output, as (N, H, W, C)."""
+    shape = static_shape(out)
+    rank = len(static_shape(value))
+    order = [a - (len(shape) - rank) for a in channels_last(len(shape)) if a >= len(shape) - rank]
+    tensor = lowering.ordered(value, order)
+    view = tensor.view.broadcast(shape)
+    try:
+        view = image(view)
+    except ValueError as error:
+        raise Unsupported(str(error)) from None
+    if view.strides[3] not in (0, 1):
+        raise Unsupported(f"the layout of {value.label}")
+    return tensor.with_view(view)
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    (KERNEL_DOMAIN, "Conv"): convolution,
+    ("", "Conv"): convolution,
+    (KERNEL_DOMAIN, "Pointwise"): pointwise,
+}

@@ -1,0 +1,103 @@
+"""Rules for elementwise groups."""
+
+from __future__ import annotations
+
+from pwopt.ir.graph import KERNEL_DOMAIN, Node
+from pwopt.ir.program import BINARY, PARAMETERS, UNARY, Instruction, Program
+from pwopt.targets.cpu.kernels.map import map_kernel
+from pwopt.targets.cpu.lowering import Lowering, Rule, Unsupported, require_float, static_shape
+from pwopt.targets.cpu.plan import Tensor, place
+from pwopt.targets.cpu.views import channels_last
+
+
+def map_(lowering: Lowering, node: Node) -> None:
+    """An internal Map."""
+    _lower(lowering, node, node.attributes["program"])
+
+
+def single(lowering: Lowering, node: Node) -> None:
+    """A lone elementwise operator of ONNX."""
+    if node.op in BINARY:
+        return _lower(lowering, node, Program(2, (Instruction(node.op, (0, 1)),)))
+    if node.op == "Clip" and node.arity > 1:
+        bounds = [lowering.graph.operand(node, i) for i in (1, 2)]
+        low, high = (
+            default if b is None else float(lowering.constant_array(node, i, "bound").reshape(()))
+            for i, b, default in zip((1, 2), bounds, (float("-inf"), float("inf")), strict=True)
+        )
+        return _lower(lowering, node, Program().then("Clip", low, high))
+    if node.op == "Gelu":
+        return _lower(
+            lowering, node, Program().then("Gelu", float(node.get("approximate") == "tanh"))
+        )
+    parameters = (float(node.get(name, default)) for name, default in PARAMETERS.get(node.op, ()))
+    return _lower(lowering, node, Program().then(node.op, *parameters))
+
+
+def variadic(lowering: Lowering, node: Node) -> None:
+    """Sum, Mean, and Max and Min of any number of operands."""
+    op = {"Sum": "Add", "Mean": "Add"}.get(node.op, node.op)
+    program = Program(1)
+    for _ in range(node.arity - 1):
+        program = program.then_with_argument(op)
+    if node.op == "Mean" and node.arity > 1:
+        raise Unsupported("a mean of several tensors")
+    _lower(lowering, node, program)
+
+
+def _lower(lowering: Lowering, node: Node, program: Program) -> None:
+    values = lowering.operands(node)[: program.arity]
+    require_float(node.out, *values)
+    shape = static_shape(node.out)
+    order = _order(lowering, node, shape)
+    arguments: list[Tensor] = []
+    for value in values:
+        if value is None:
+            raise Unsupported("an operand is absent")
+        rank = len(static_shape(value))
+        own = [a - (len(shape) - rank) for a in order if a >= len(shape) - rank]
+        tensor = lowering.ordered(value, own)
+        arguments.append(tensor.with_view(tensor.view.broadcast(shape)))
+    result = lowering.result(node.out, order)
+    if not result.view.elements:
+        return
+    placed = [place(t.with_view(t.view.permute(order))) for t in (*arguments, result)]
+    pointers, views = [p for p, _ in placed], [v for _, v in placed]
+    lowering.emit(
+        map_kernel,
+        (program, tuple(views[:-1]), views[-1], lowering.hardware, lowering.threads),
+        pointers,
+        in_place=_in_place(lowering, views, values),
+    )
+
+
+def _order(lowering: Lowering, node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The layout of the largest operand, which then need not move."""
+    best, order = -1, tuple(range(len(shape)))
+    for value in lowering.operands(node):
+        if value is None or lowering.array(value) is not None:
+            continue
+        view = lowering.tensor(value).view
+        if len(view.shape) == len(shape) and view.elements > best:
+            best = view.elements
+            order = channels_last(len(shape)) if _is_channels_last(view.strides) else view.order
+    return order
+
+
+def _is_channels_last(strides: tuple[int, ...]) -> bool:
+    return len(strides) > 2 and strides[1] == 1
+
+
+def _in_place(lowering: Lowering, views: list, values: tuple) -> tuple[int, int] | None:  # type: ignore[type-arg]
+    result = len(views) - 1
+    for i, (view, value) in enumerate(zip(views[:-1], values, strict=True)):
+        if lowering.array(value) is None and view == views[result]:
+            return (i, result)
+    return None
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    (KERNEL_DOMAIN, "Map"): map_,
+    **{("", op): single for op in (*UNARY, *BINARY)},
+    **{("", op): variadic for op in ("Sum", "Max", "Min", "Mean")},
+}

@@ -1,0 +1,132 @@
+"""Rules for matrix products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
+from pwopt.ir.program import Program
+from pwopt.targets.cpu.kernels.gemm import gemm, gemm_geometry, matmul, matmul_geometry, pack_gemm
+from pwopt.targets.cpu.kernels.tiling import choose_tile
+from pwopt.targets.cpu.lowering import (
+    Lowering,
+    Rule,
+    Unsupported,
+    require_float,
+    static_shape,
+)
+from pwopt.targets.cpu.plan import Tensor, place
+from pwopt.targets.cpu.rules.weights import bias_and_extras, packed_weights
+
+
+def linear(lowering: Lowering, node: Node) -> None:
+    """An internal Linear: rows times a constant matrix (N, K), bias and epilogue."""
+    bias, extras = bias_and_extras(lowering, node)
+    weight = lowering.constant_array(node, 1, "weight").T
+    bias_array = None if bias is None else lowering.constant_array(node, 2, "bias")
+    _constant_product(lowering, node, weight, bias_array, node.get("epilogue", Program()), extras)
+
+
+def gemm_(lowering: Lowering, node: Node) -> None:
+    """ONNX's Gemm with constant weights and bias."""
+    if node.get("transA", 0):
+        raise Unsupported("transA")
+    weight = lowering.constant_array(node, 1, "weight")
+    weight = (weight.T if node.get("transB", 0) else weight) * np.float32(node.get("alpha", 1.0))
+    bias = None
+    if lowering.graph.operand(node, 2) is not None:
+        bias = lowering.constant_array(node, 2, "bias") * np.float32(node.get("beta", 1.0))
+        if bias.ndim == 2 and bias.shape[0] != 1:
+            raise Unsupported("a bias for each row")
+        bias = np.broadcast_to(bias.reshape(-1), (weight.shape[1],))
+    _constant_product(lowering, node, weight, bias, Program(), [])
+
+
+def matmul_(lowering: Lowering, node: Node) -> None:
+    """MatMul with a constant matrix on the right, or of two tensors computed at run time."""
+    a, b = lowering.required(node, 0), lowering.required(node, 1)
+    require_float(a, b, node.out)
+    weight = lowering.array(b)
+    if weight is not None and weight.ndim == 2 and len(static_shape(a)) >= 2:
+        return _constant_product(lowering, node, weight, None, Program(), [])
+    left, right = lowering.tensor(a), lowering.tensor(b)
+    if len(left.view.shape) < 2 or len(right.view.shape) < 2:
+        raise Unsupported("a vector operand")
+    shape = static_shape(node.out)
+    result = lowering.result(node.out, tuple(range(len(shape))))
+    batch = shape[:-2]
+    (ap, av), (bp, bv), (yp, yv) = place(left), place(right), place(result)
+    av, bv = (v.broadcast((*batch, *v.shape[-2:])) for v in (av, bv))
+    geometry = matmul_geometry(av, bv, yv, (), lowering.hardware.lanes)
+    tile = choose_tile(geometry, lowering.hardware)
+    arguments = (av, bv, yv, Program(), (), lowering.hardware, tile, lowering.threads)
+    lowering.emit(matmul, arguments, (ap, bp, yp))
+    return None
+
+
+def _constant_product(
+    lowering: Lowering,
+    node: Node,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    program: Program,
+    extras: Sequence[Value],
+) -> None:
+    """X (..., K) @ weight (K, N) + bias, then the program."""
+    x = lowering.required(node, 0)
+    require_float(x, node.out, *extras)
+    shape = static_shape(node.out)
+    flat = (math.prod(shape[:-1]), shape[-1])
+    tensor = _as_rows(lowering, x, (flat[0], weight.shape[0]))
+    result = lowering.result(node.out, tuple(range(len(shape))))
+    if not result.view.elements:
+        return
+    placed = [place(_extra(lowering, e, shape, flat)) for e in extras]
+    xp, xv = place(tensor)
+    yp, yv = place(result)
+    rows = yv.reshape(flat)
+    if rows is None:
+        raise Unsupported("the layout of its result")
+    views, hardware = tuple(v for _, v in placed), lowering.hardware
+    tile = choose_tile(gemm_geometry(xv, rows, views, hardware.lanes), hardware)
+    w, b = packed_weights(
+        lowering,
+        (gemm, node.out),
+        lambda: pack_gemm(weight, bias, tile, hardware.lanes),
+    )
+    lowering.emit(
+        gemm,
+        (xv, rows, program, views, hardware, tile, lowering.threads),
+        (xp, w, b, *(p for p, _ in placed), yp),
+    )
+
+
+def _as_rows(lowering: Lowering, value: Value, flat: tuple[int, int]) -> Tensor:
+    tensor = lowering.tensor(value)
+    view = tensor.view.reshape(flat)
+    if view is None:
+        tensor = lowering.dense(value)
+        view = tensor.view.reshape(flat)
+        assert view is not None
+    return tensor.with_view(view)
+
+
+def _extra(
+    lowering: Lowering, value: Value, shape: tuple[int, ...], flat: tuple[int, int]
+) -> Tensor:
+    """An operand of the epilogue as (rows, columns)."""
+    tensor = lowering.tensor(value) if lowering.array(value) is not None else lowering.dense(value)
+    view = tensor.view.broadcast(shape).reshape(flat)
+    if view is None:
+        raise Unsupported("a partly broadcast operand")
+    return tensor.with_view(view)
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    (KERNEL_DOMAIN, "Linear"): linear,
+    ("", "Gemm"): gemm_,
+    ("", "MatMul"): matmul_,
+}

@@ -1,0 +1,334 @@
+"""Executables: segments of machine code and of ONNX Runtime behind one ``run``.
+
+This module needs only TVM's small runtime, neither its compiler nor onnx.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pwopt.errors import CodegenError, UsageError
+from pwopt.ir.types import NUMPY_DTYPES
+from pwopt.targets import runtime
+
+ALIGNMENT = 64
+SLACK = 64  # bytes that kernels may read past the end of any array
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output.
+
+    Attributes:
+        name: ONNX name.
+        dtype: ONNX element type in lower case, None if only known at run time.
+        shape: extents, None or a symbol where only known at run time; None if the rank is unknown.
+        key: the value's name inside the executable.
+    """
+
+    name: str
+    dtype: str | None
+    shape: tuple[Any, ...] | None
+    key: str
+
+    def __str__(self) -> str:
+        shape = "?" if self.shape is None else "x".join(str(d or "?") for d in self.shape)
+        return f"{self.name!r} {self.dtype or '?'}[{shape}]"
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """Machine code (``entry``) or a model for ONNX Runtime (``model``, a range of bytes)."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    entry: str = ""
+    workspace_bytes: int = 0
+    model: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class Manifest:
+    """Everything about an executable but its code, constants and models; stored as JSON.
+
+    Attributes:
+        inputs, outputs: of the graph, in order.
+        segments: in the order of execution.
+        threads: of one run.
+        lanes: float32 elements of the vectors in the machine code.
+        triple: LLVM's name of the machine, empty for the one that it was built on.
+        metadata: pwopt's version, the source model's hash, target, passes and the like.
+        report: one entry per kernel call: label, kernel, origin, macs, predicted_us; and the
+            fallback reasons.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    segments: tuple[SegmentSpec, ...]
+    threads: int = 1
+    lanes: int = 16
+    triple: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as text."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """The manifest from its text."""
+        fields = json.loads(text)
+        if fields.pop("format", None) != FORMAT:
+            raise CodegenError("the executable was written by another version of pwopt; rebuild it")
+
+        def port(p: dict[str, Any]) -> Port:
+            shape = None if p["shape"] is None else tuple(p["shape"])
+            return Port(p["name"], p["dtype"], shape, p["key"])
+
+        def ports(items: list[dict[str, Any]]) -> tuple[Port, ...]:
+            return tuple(port(p) for p in items)
+
+        segments = tuple(
+            SegmentSpec(
+                ports(s["inputs"]),
+                ports(s["outputs"]),
+                s["entry"],
+                s["workspace_bytes"],
+                tuple(s["model"]),
+            )
+            for s in fields.pop("segments")
+        )
+        return Manifest(
+            ports(fields.pop("inputs")), ports(fields.pop("outputs")), segments, **fields
+        )
+
+
+FORMAT = 1
+
+
+class Executable:
+    """A compiled network. ``run`` may be called from several threads at once.
+
+    Attributes:
+        manifest: what it is.
+        module: TVM runtime module with the entry functions, None if nothing was compiled.
+        constants: packed weights, bytes.
+        models: models of the ONNX Runtime segments, one after the other.
+        path: the file that it was loaded from, None if it was compiled in this process.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        module: Any,
+        constants: np.ndarray,
+        models: bytes,
+        path: Path | None = None,
+    ) -> None:
+        self.manifest, self.module, self.path = manifest, module, path
+        self.constants, self.models = constants, models
+        runtime.ensure_loaded()
+        self._segments = [
+            _Compiled(self, s) if s.entry else _Runtime(self, s) for s in manifest.segments
+        ]
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What :meth:`run` wants, in the model's order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What :meth:`run` gives, in the model's order."""
+        return self.manifest.outputs
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The version of pwopt, the source model's SHA-256, target, passes and the like."""
+        return self.manifest.metadata
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What each kernel computes, and why anything runs in ONNX Runtime."""
+        return self.manifest.report
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the network once.
+
+        Args:
+            inputs: an array per graph input, of its dtype and shape.
+
+        Returns:
+            The outputs in the model's order, arrays of their own.
+
+        Raises:
+            UsageError: an input is missing, unknown, or of another dtype or shape.
+        """
+        values: dict[str, Any] = {}
+        for port in self.manifest.inputs:
+            values[port.key] = _checked(port, inputs, self.manifest.inputs)
+        if len(inputs) > len(self.manifest.inputs):
+            unknown = sorted(set(inputs) - {p.name for p in self.manifest.inputs})
+            if unknown:
+                known = ", ".join(str(p) for p in self.manifest.inputs)
+                raise UsageError(f"no input {unknown[0]!r}; the model's inputs: {known}")
+        for segment in self._segments:
+            segment.run(values)
+        return {p.name: values[p.key] for p in self.manifest.outputs}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one shared library that :func:`load_executable` reads.
+
+        Raises:
+            CodegenError: there is no C++ compiler, or it failed.
+        """
+        from pwopt.targets.library import write_library
+
+        write_library(self, Path(path))
+
+
+def load_executable(path: str | os.PathLike[str]) -> Executable:
+    """Reads an executable that :meth:`Executable.save` wrote.
+
+    Raises:
+        CodegenError: the file is missing or no executable of pwopt, or this machine lacks the
+            vector instructions that it was built for.
+    """
+    from pwopt.targets.library import read_library
+
+    return read_library(Path(path))
+
+
+class _Compiled:
+    """Runs one entry function; workspaces are pooled, so that threads do not wait."""
+
+    def __init__(self, executable: Executable, spec: SegmentSpec) -> None:
+        self._executable, self._spec = executable, spec
+        self._function: Any = None  # looked up on first use, which is when code is made in memory
+        self._constants = runtime.tensor(executable.constants)
+        self._pool: list[Any] = []
+        self._outputs = [
+            (p.key, np.dtype(NUMPY_DTYPES[str(p.dtype)]), tuple(p.shape or ()))
+            for p in spec.outputs
+        ]
+
+    def run(self, values: dict[str, Any]) -> None:
+        if self._function is None:
+            triple = self._executable.manifest.triple
+            if not runs_here(triple.partition("-")[0]):
+                raise CodegenError(f"built for {triple}, this machine is {os.uname().machine}")
+            self._function = self._executable.module[self._spec.entry]
+        try:
+            workspace = self._pool.pop()
+        except IndexError:
+            workspace = runtime.tensor(aligned(max(self._spec.workspace_bytes, ALIGNMENT)))
+        inputs = [_bytes_of(values[p.key]) for p in self._spec.inputs]
+        outputs = []
+        for key, dtype, shape in self._outputs:
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            raw = aligned(max(size, 1))
+            values[key] = raw[:size].view(dtype).reshape(shape)
+            outputs.append(runtime.tensor(raw))
+        runtime.set_threads(self._executable.manifest.threads)
+        self._function(workspace, self._constants, *inputs, *outputs)
+        self._pool.append(workspace)
+
+
+class _Runtime:
+    """Runs one segment in ONNX Runtime; the session is made on first use."""
+
+    def __init__(self, executable: Executable, spec: SegmentSpec) -> None:
+        start, end = spec.model
+        self._model = executable.models[start:end]
+        self._spec, self._threads = spec, executable.manifest.threads
+        self._session: Any = None
+        self._lock = threading.Lock()
+
+    def run(self, values: dict[str, Any]) -> None:
+        with self._lock:
+            if self._session is None:
+                self._session = self._start()
+        feeds = {p.key: values[p.key] for p in self._spec.inputs}
+        names = [p.key for p in self._spec.outputs]
+        values.update(zip(names, self._session.run(names, feeds), strict=True))
+
+    def _start(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        try:
+            return onnxruntime.InferenceSession(
+                self._model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            text = str(error).splitlines()[0]
+            raise CodegenError(
+                f"neither pwopt nor ONNX Runtime can run a part of the model: {text}"
+            ) from error
+
+
+def runs_here(machine: str) -> bool:
+    """Whether this machine's processor is of a family, by the first part of its triple."""
+    return machine in ("", os.uname().machine)
+
+
+def aligned(size: int) -> np.ndarray:
+    """Fresh bytes that start on a cache line, with readable slack behind them."""
+    raw = np.empty(size + ALIGNMENT + SLACK, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size]
+
+
+def _bytes_of(array: np.ndarray) -> Any:
+    """An array as the flat, aligned bytes that entry functions take."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if not flat.size or not flat.flags.writeable or not _fits(flat.ctypes.data, flat.size):
+        copy = aligned(max(flat.size, 1))
+        copy[: flat.size] = flat
+        flat = copy
+    return runtime.tensor(flat)
+
+
+def _fits(address: int, size: int) -> bool:
+    """Whether kernels can read foreign memory as it lies: aligned, the slack on its last page."""
+    end = address + size
+    return address % ALIGNMENT == 0 and (end - 1) // _PAGE == (end + SLACK - 1) // _PAGE
+
+
+def _checked(port: Port, inputs: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
+    if port.name not in inputs:
+        known = ", ".join(str(p) for p in ports)
+        raise UsageError(f"input {port.name!r} is missing; the model's inputs: {known}")
+    array = inputs[port.name]
+    if port.dtype is None and port.shape is None and not isinstance(array, np.ndarray):
+        return array  # a sequence or an optional, which only ONNX Runtime looks into
+    if not isinstance(array, np.ndarray):
+        raise UsageError(
+            f"input {port} must be a numpy array, got {type(array).__name__}; use numpy.asarray"
+        )
+    strings = port.dtype == "string" and array.dtype.kind in "OUS"
+    if port.dtype is not None and not strings and array.dtype != NUMPY_DTYPES[port.dtype]:
+        raise UsageError(f"input {port} got {array.dtype}; convert it with .astype({port.dtype!r})")
+    if port.shape is not None:
+        fits = len(array.shape) == len(port.shape) and all(
+            not isinstance(want, int) or want == got
+            for want, got in zip(port.shape, array.shape, strict=True)
+        )
+        if not fits:
+            got = "x".join(map(str, array.shape))
+            raise UsageError(
+                f"input {port} got shape {got}; compile for it with --input-shape {port.name}:{got}"
+            )
+    return array

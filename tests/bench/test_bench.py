@@ -1,0 +1,84 @@
+"""The benchmark's bookkeeping; what it measures is no test's business."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pwopt.bench import build, cli, tables
+from pwopt.bench.build import BuildCost
+from pwopt.bench.kernels import KernelRow
+from pwopt.bench.suite import Latency, SuiteRow, geometric_mean
+from pwopt.models import blocks
+
+NAMES = ("onnxruntime", "onnxruntime, optimized", "compiled")
+
+
+def row(ratio: float = 0.5, error: float = 1e-6, compiled_accuracy: float = 0.9) -> SuiteRow:
+    latency = Latency(1.0, 0.9, 1.1)
+    return SuiteRow(
+        "net",
+        latency_ms=dict.fromkeys(NAMES, latency),
+        ratio={"onnxruntime, optimized": latency, "compiled": Latency(ratio, ratio, ratio)},
+        error={"onnxruntime, optimized": 0.0, "compiled": error},
+        accuracy={"onnxruntime": 0.9, "compiled": compiled_accuracy},
+    )
+
+
+def test_geometric_mean() -> None:
+    assert geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+    assert math.isnan(geometric_mean([]))
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (row(), True),
+        (row(error=2e-4), False),
+        (row(error=math.inf), False),
+        (row(error=math.nan), False),
+        (row(compiled_accuracy=0.8), False),
+        (SuiteRow("net", failure="no"), False),
+    ],
+)
+def test_passed(given: SuiteRow, passed: bool) -> None:
+    assert given.passed is passed
+
+
+def text_of(*things: object) -> str:
+    console = Console(width=200, no_color=True)
+    with console.capture() as capture:
+        console.print(*things, sep="\n")
+    return capture.get()
+
+
+def test_tables_show_every_row() -> None:
+    rows = [row(ratio=0.5), row(ratio=1.3), SuiteRow("broken", failure="Error: [x] y")]
+    text = text_of(tables.suite_table(rows), *tables.suite_summary(rows))
+    assert "[x] y" in text
+    assert "largest ratio: 1.300 (promised: at most 1.1; missed)" in text
+    assert "same accuracy: 2 of 3" in text
+    speed = KernelRow("64->256", 90.0, 100.0, 0.9)
+    assert "90.0%" in text_of(tables.kernel_table([speed]))
+    cost = BuildCost("resnet50", 12.0, 20.0, 10**9, 10**8)
+    assert "yes" in text_of(tables.build_table([cost]))
+
+
+def test_json_has_no_nan() -> None:
+    plain = cli._without_nan({"a": [1.0, math.nan, math.inf], "b": "x"})
+    assert json.loads(json.dumps(plain, allow_nan=False)) == {"a": [1.0, None, None], "b": "x"}
+
+
+def test_build_is_measured_and_its_failure_noticed(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(blocks.pointwise().SerializeToString())
+    cost = build._measure("block", model, tmp_path / "out", ["--no-compile"])
+    assert cost.passed
+    assert 0 < cost.cpu_s < 60
+    assert 10 << 20 < cost.memory_bytes < build.LIMIT_BYTES
+    model.write_bytes(b"no model")
+    assert "model.onnx" in build._measure("damaged", model, tmp_path / "out", []).failure

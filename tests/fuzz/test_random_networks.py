@@ -1,0 +1,58 @@
+"""Random networks: optimized, exported and compiled, they compute what ONNX Runtime computes.
+
+A few always run; `python -m pytest -m fuzz --fuzz-examples 5000` runs as many as asked, from a seed
+of its own that `--hypothesis-seed` repeats.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.checking import MACHINES, Machine, check_compiled, check_export, optimized, oracle
+from tests.fuzz.generator import Example, networks
+
+FEW = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+machines = st.sampled_from(MACHINES)
+
+
+@settings(FEW, max_examples=150)
+@given(example=networks())
+def test_exported(example: Example) -> None:
+    answers = oracle(example)
+    check_export(answers, optimized(answers, MACHINES[0]))
+
+
+@settings(FEW, max_examples=8)
+@given(example=networks(max_layers=4), machine=machines)
+def test_compiled(example: Example, machine: Machine) -> None:
+    answers = oracle(example)
+    check_compiled(answers, optimized(answers, machine), machine)
+
+
+@settings(FEW, max_examples=5)
+@given(example=networks(max_layers=4), machine=machines)
+def test_compiled_without_passes(example: Example, machine: Machine) -> None:
+    answers = oracle(example)
+    check_compiled(answers, answers.graph, machine)
+
+
+@pytest.mark.fuzz
+def test_long(request: pytest.FixtureRequest) -> None:
+    @settings(FEW, max_examples=request.config.getoption("--fuzz-examples"), derandomize=False)
+    @given(example=networks(), machine=machines, plain=st.booleans())
+    def check(example: Example, machine: Machine, plain: bool) -> None:
+        answers = oracle(example)
+        graph = answers.graph
+        if not plain:
+            graph = optimized(answers, machine)
+            check_export(answers, graph)
+        check_compiled(answers, graph, machine)
+
+    check()

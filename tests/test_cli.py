@@ -1,0 +1,169 @@
+"""The command line: what it prints where, what it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+
+import pwopt
+from pwopt import cli
+from pwopt.errors import UsageError
+from pwopt.models import blocks
+
+MODEL = str(Path(__file__).parents[1] / "models" / "data" / "mnist-conv.onnx")
+
+Capture = pytest.CaptureFixture[str]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_optimize_and_compare(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert cli.run(["optimize", MODEL, "-o", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert names(out) == {"model.onnx", "model.so", "report.json"}
+    assert names(tmp_path) == {"out"}
+    assert "checked" in shown.out
+    assert shown.err.splitlines()[0] == "reading"
+    onnx.checker.check_model(out / "model.onnx", full_check=True)
+    report = json.loads((out / "report.json").read_text())
+    assert report["verification"]["status"] == "passed"
+    assert report["compilation"]["verification"]["status"] == "passed"
+    predicted = [kernel["predicted_us"] for kernel in report["compilation"]["kernels"]]
+    assert sum(predicted) == pytest.approx(report["after"]["predicted_us"])
+    assert report["after"]["predicted_us"] <= report["before"]["predicted_us"]
+    assert report["passes"][0]["us_before"] == report["before"]["predicted_us"]
+    executable = pwopt.load_executable(out / "model.so")
+    assert executable.metadata["sha256"] == report["source"]["sha256"]
+
+    assert cli.run(["compare", MODEL, str(out), "--runs", "3", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in table["rows"]}
+    assert list(rows) == ["onnxruntime", "onnxruntime, optimized", "compiled"]
+    for row in rows.values():
+        assert row["error"] <= 1e-4
+        assert 0 < row["latency_ms"]["q1"] <= row["latency_ms"]["median"]
+    assert rows["onnxruntime"]["ratio"]["median"] == 1.0
+    assert table["rounds"] == 3
+    assert cli.run(["compare", MODEL, str(out / "model.so"), "--runs", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "compiled" in shown.out
+    assert "2 interleaved samples" in shown.out
+
+
+def test_optimize_without_compiling(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    command = ["optimize", MODEL, "-o", str(out), "--no-compile", "--json", "--quiet"]
+    assert cli.run(command) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads((out / "report.json").read_text())
+    assert shown.err == ""
+    assert names(out) == {"model.onnx", "report.json"}
+    first = (out / "model.onnx").read_bytes()
+    assert cli.run(command) == 0
+    assert (out / "model.onnx").read_bytes() == first
+    capsys.readouterr()
+    assert cli.run(["compare", MODEL, str(out), "--runs", "2", "-q"]) == 0
+    assert "holds no executable" in capsys.readouterr().out
+
+
+def test_explain_gives_reasons(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    command = ["optimize", MODEL, "-o", str(out), "--no-compile", "--no-verify", "--explain"]
+    assert cli.run(command) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"fold-affine +\+ +Add 'Plus30' +folded", shown)
+    assert "not asked for" in shown
+
+
+def test_input_shapes_close_open_dimensions(tmp_path: Path, capsys: Capture) -> None:
+    model = blocks.bottleneck()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    path = tmp_path / "open.onnx"
+    onnx.save(model, path)
+    out = str(tmp_path / "out")
+    shape = ["--input-shape", "input:2x16x8x8"]
+    assert cli.run(["optimize", str(path), "-o", out, "--no-compile", *shape]) == 0
+    dims = onnx.load(f"{out}/model.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in dims] == [2, 16, 8, 8]
+    capsys.readouterr()
+    assert cli.run(["compare", str(path), out]) == 2
+    assert "--input-shape input:1x3x224x224" in capsys.readouterr().err
+    assert cli.run(["compare", str(path), out, "--runs", "2", *shape]) == 0
+
+
+def test_passes_lists_names_and_options(capsys: Capture) -> None:
+    assert cli.run(["passes", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["fold-batch-norm"]["default"]
+    assert all(row["summary"] for row in rows.values())
+    assert cli.run(["passes"]) == 0
+    assert "fold-batch-norm" in capsys.readouterr().out
+
+
+def test_inspect_counts(capsys: Capture) -> None:
+    assert cli.run(["inspect", MODEL, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["inputs"] == {"Input3": "float32[1x1x28x28]"}
+    assert content["outputs"] == {"Plus214_Output_0": "float32[1x10]"}
+    assert content["summary"]["ops"]["Conv"] == 2
+    assert cli.run(["inspect", MODEL]) == 0
+    assert "787 k MACs" in capsys.readouterr().out
+
+
+def test_inspect_predicts_each_layer(capsys: Capture) -> None:
+    assert cli.run(["inspect", MODEL, "--mcpu", "x86-64-v3", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    layers = content["layers"]
+    assert content["hardware"]["mcpu"] == "x86-64-v3"
+    times = [layer["predicted_us"] for layer in layers]
+    assert times == sorted(times, reverse=True)
+    assert sum(times) == pytest.approx(content["summary"]["predicted_us"])
+    assert sum(layer["time_share"] for layer in layers) == pytest.approx(1.0)
+    assert {layer["bound"] for layer in layers} <= {"compute", "l2", "l3", "dram", "launch"}
+    assert all(0 <= layer["peak_share"] <= 1 for layer in layers)
+    assert layers[0]["node"] == "Conv 'Convolution110'"
+    assert layers[0]["measured_us"] is None
+    assert cli.run(["inspect", MODEL, "--top", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "Conv 'Convolution110'" in shown
+    assert "others" in shown
+    assert cli.run(["inspect", MODEL, "--top", "0"]) == 0
+    assert "Convolution110" not in capsys.readouterr().out
+
+
+def test_inspect_measures_each_kernel(capsys: Capture) -> None:
+    assert cli.run(["inspect", MODEL, "--measure", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert all(layer["measured_us"] >= 0 for layer in layers)
+    assert cli.run(["inspect", MODEL, "--measure"]) == 0
+    assert "measured" in capsys.readouterr().out
+    assert cli.run(["inspect", MODEL, "--measure", "--mcpu", "x86-64-v3"]) == 2
+
+
+def test_inspect_shows_the_share_of_pointwise(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(blocks.pointwise(), path)
+    assert cli.run(["inspect", str(path)]) == 0
+    assert "100% of them in 1x1" in capsys.readouterr().out
+
+
+def test_help_goes_to_stdout(capsys: Capture) -> None:
+    assert cli.run(["--help"]) == 0
+    assert "optimize" in capsys.readouterr().out
+    assert cli.run([]) == 2
+    assert "Usage: pwopt" in capsys.readouterr().err
+
+
+def test_parse_shapes() -> None:
+    assert cli.parse_shapes(["a:b:1x2", "c:7"]) == {"a:b": (1, 2), "c": (7,)}
+    for text in ("a", "a:", "a:1x", "a:0x2", ":1x2", "a:-1", "a:1,2"):
+        with pytest.raises(UsageError, match="write NAME:1x3x224x224"):
+            cli.parse_shapes([text])

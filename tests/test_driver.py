@@ -1,0 +1,195 @@
+"""optimize: never changes its argument, checks its result, and names the pass that broke it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import pwopt
+from pwopt import checks, driver
+from pwopt.errors import FrontendError, NumericsError, UsageError
+from pwopt.ir.graph import Graph
+from pwopt.models import blocks
+from pwopt.pipeline import Context, Pass
+
+MODEL = Path(__file__).parents[1] / "models" / "data" / "mnist-conv.onnx"
+
+
+@dataclass(frozen=True)
+class ScaleConstants(Pass):
+    """Multiplies every floating-point constant, which no correct pass would."""
+
+    name: ClassVar[str] = "scale-constants"
+    factor: float = 1.01
+
+    def run(self, graph: Graph, context: Context) -> None:
+        for node in graph.nodes():
+            if node.is_constant and node.attributes["value"].dtype == np.float32:
+                scaled = node.attributes["value"] * np.float32(self.factor)
+                graph.replace_uses(node.out, graph.constant(scaled))
+                graph.erase(node)
+
+
+@dataclass(frozen=True)
+class AddIdentity(Pass):
+    """Changes the graph without changing what it computes; once."""
+
+    name: ClassVar[str] = "add-identity"
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if any(node.is_op("Identity") for node in graph.nodes()):
+            return
+        value = graph.inputs[0].out
+        users = graph.uses(value)
+        same = graph.add("Identity", [value]).out
+        for use in users:
+            graph.replace_operand(use, same)
+
+
+def custom_op_model() -> onnx.ModelProto:
+    node = helper.make_node("Mystery", ["x"], ["y"], domain="example.org")
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy"]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("example.org", 1)]
+    graph = helper.make_graph([node], "g", value[:1], value[1:])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_optimizes_and_checks() -> None:
+    result = pwopt.optimize(MODEL)
+    report = result.report
+    assert report.verification.status == "passed"
+    assert report.verification.reference.startswith("ONNX Runtime")
+    assert all(d.ok for d in report.verification.outputs)
+    assert report.after.nodes < report.before.nodes
+    assert report.after.macs == report.before.macs > 0
+    assert report.source.path == str(MODEL)
+    assert len(report.source.sha256) == 64
+
+
+def test_argument_is_not_changed() -> None:
+    graph = pwopt.load(MODEL)
+    version, nodes = graph.version, graph.nodes()
+    result = pwopt.optimize(graph)
+    assert result.graph is not graph
+    assert (graph.version, graph.nodes()) == (version, nodes)
+    model = onnx.load(MODEL)
+    before = model.SerializeToString()
+    pwopt.optimize(model)
+    assert model.SerializeToString() == before
+
+
+def test_result_is_deterministic() -> None:
+    first, second = (pwopt.optimize(MODEL, verify=False) for _ in range(2))
+    assert first.graph.to_onnx().SerializeToString() == second.graph.to_onnx().SerializeToString()
+
+
+def test_report_is_json() -> None:
+    report = pwopt.optimize(MODEL).report
+    content = json.loads(report.dumps())
+    assert content["generator"] == "pwopt"
+    assert content["schema"] == 1
+    assert content["target"] == "cpu"
+    assert content["before"]["ops"]["Conv"] == 2
+    assert content["compilation"] is None
+    row = content["passes"][0]
+    fields = {"spec", "changed", "seconds", "nodes_before", "nodes_after", "remarks"}
+    assert fields <= row.keys()
+    assert content["verification"]["outputs"][0]["error"] <= 1e-4
+
+
+def test_a_wrong_pass_is_named() -> None:
+    passes = [AddIdentity(), ScaleConstants()]
+    with pytest.raises(NumericsError, match=r"error .* tolerance 0\.0001; pass scale-constants"):
+        pwopt.optimize(MODEL, passes=passes)
+    assert pwopt.optimize(MODEL, passes=passes, verify=False).report.verification.reason
+
+
+def test_passes_by_spec() -> None:
+    assert not pwopt.optimize(MODEL, passes="").report.passes
+    with pytest.raises(UsageError, match="did you mean 'fold-constants'"):
+        pwopt.optimize(MODEL, passes="fold-constant")
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(UsageError, match="unknown target 'cpi', did you mean 'cpu'"):
+        pwopt.optimize(MODEL, target="cpi")
+    with pytest.raises(UsageError, match="CUDA target is not built yet"):
+        pwopt.compile(MODEL, target="cuda")
+    with pytest.raises(UsageError, match="at least one"):
+        pwopt.compile(MODEL, threads=0)
+
+
+def test_custom_operators_pass_through_unchecked() -> None:
+    result = pwopt.optimize(custom_op_model())
+    assert result.report.verification.status == "skipped"
+    assert "ONNX Runtime cannot load the model" in result.report.verification.reason
+    assert [node.op_type for node in result.graph.to_onnx().graph.node] == ["Mystery"]
+
+
+def test_open_dimensions_are_closed_for_the_check() -> None:
+    model = blocks.bottleneck()
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in (0, 2, 3):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
+    del model.graph.value_info[:]
+    result = pwopt.optimize(model)
+    assert result.report.verification.status == "passed"
+    assert result.report.verification.inputs == {"input": "float32[1x16x64x64]"}
+    closed = pwopt.optimize(model, input_shapes={"input": (2, 16, 8, 8)})
+    assert closed.report.verification.inputs == {"input": "float32[2x16x8x8]"}
+
+
+def test_indices_are_fed_with_what_runs() -> None:
+    table = numpy_helper.from_array(np.eye(3, dtype=np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, [40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [40, 3])],
+        [table],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert pwopt.optimize(model).report.verification.status == "passed"
+
+
+def test_dump_writes_the_graph_after_each_change(tmp_path: Path) -> None:
+    folder = tmp_path / "dump"
+    pwopt.optimize(MODEL, passes=[AddIdentity()], dump=folder)
+    (file,) = folder.iterdir()
+    assert file.name == "001-add-identity.txt"
+    assert "Identity" in file.read_text()
+    with pytest.raises(UsageError, match="cannot be written"):
+        pwopt.optimize(MODEL, passes=[], dump=file)
+
+
+def test_ill_conditioned_models_get_room() -> None:
+    """Fractional parts of large numbers move by more than any table allows."""
+    factor = numpy_helper.from_array(np.array(1e5, np.float32), "factor")
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 64]) for n in "xy"]
+    nodes = [helper.make_node("Mul", ["x", "factor"], ["m"]), helper.make_node("Sin", ["m"], ["y"])]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], [factor])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    original = pwopt.load(model)
+    reference = checks.reference(original, model.SerializeToString())
+    assert isinstance(reference, checks.Reference)
+    found = reference.relaxed(checks.check(reference, original))
+    assert found[0].tolerance > 1e-2
+
+
+def test_shapes_belong_to_loading() -> None:
+    with pytest.raises(UsageError, match="where a model is loaded"):
+        driver.read(pwopt.load(MODEL), {"Input3": (1, 1, 28, 28)})
+    with pytest.raises(UsageError):
+        pwopt.optimize(MODEL, input_shapes={"nothing": (1, 1, 28, 28)})
+
+
+def test_missing_file() -> None:
+    with pytest.raises(FrontendError, match=r"nowhere\.onnx: no such file"):
+        pwopt.optimize("nowhere.onnx")
