@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
+from typing import TypeVar
+
 if __name__ != "pwopt.passes":
     raise ImportError("this folder is the package pwopt.passes: import that instead")
 
+from pwopt.errors import UsageError
 from pwopt.passes.canonicalize import Canonicalize
 from pwopt.passes.collapse_linear_chains import CollapseLinearChains
 from pwopt.passes.commute_pooling import CommutePooling
@@ -25,9 +31,13 @@ from pwopt.passes.infer_shapes import InferShapes
 from pwopt.passes.merge_parallel_pointwise import MergeParallelPointwise
 from pwopt.passes.sink_transpose import SinkTranspose
 from pwopt.passes.sum_of_pointwise import SumOfPointwise
-from pwopt.pipeline import Pass
+from pwopt.pipeline import Pass, parse_specs
 
-__all__ = ["PASSES", "default_pipeline"]
+__all__ = ["DEFAULT", "PASSES", "default_pipeline", "parse", "register_pass"]
+
+DEFAULT = "default"  # in a spec: all passes of the default pipeline
+
+AnyPass = TypeVar("AnyPass", bound=type[Pass])
 
 # In the order of the default pipeline. What is constant or does nothing goes first, so that the
 # folds see bare chains; the folds come before the fusions, which hide operators in internal ones.
@@ -67,3 +77,38 @@ PASSES: dict[str, type[Pass]] = {each.name: each for each in (*_DEFAULT, *_OPTIO
 def default_pipeline() -> list[Pass]:
     """The passes that are exact, in order, each with its default options."""
     return [each() for each in _DEFAULT]
+
+
+def parse(spec: str) -> list[Pass]:
+    """Passes from a spec such as ``"my-pass{limit=3},default"``; see :func:`parse_specs`.
+
+    Raises:
+        UsageError: an unknown pass or option, or a value of the wrong kind.
+    """
+    return parse_specs(spec, PASSES, {DEFAULT: default_pipeline})
+
+
+def register_pass(cls: AnyPass) -> AnyPass:
+    """Makes a pass known by its name to specs and to the command line; a class decorator.
+
+    Raises:
+        UsageError: the class is no frozen dataclass derived from Pass, or its name is not in kebab
+            case or belongs to another pass.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Pass)) or inspect.isabstract(cls):
+        raise UsageError(f"{cls!r} cannot be registered: derive it from pwopt.Pass or Rewrite")
+    shown = f"pass {cls.__qualname__}"
+    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:
+        raise UsageError(
+            f"{shown} is no frozen dataclass: decorate it with @dataclass(frozen=True)"
+        )
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise UsageError(f"{shown}: its name {name!r} is not of the form my-pass")
+    known = PASSES.get(name)
+    again = known is not None and known.__qualname__ == cls.__qualname__
+    built_in = known is not None and known.__module__.startswith(f"{__name__}.")
+    if name == DEFAULT or (known is not None and (built_in or not again)):
+        raise UsageError(f"{shown}: the name {name!r} is taken; choose another")
+    PASSES[name] = cls
+    return cls

@@ -29,23 +29,31 @@ if TYPE_CHECKING:
     )
     from pwopt.frontend import load, save
     from pwopt.hardware import Hardware
-    from pwopt.ir.graph import Graph
+    from pwopt.ir.graph import Graph, Node
+    from pwopt.passes import register_pass
+    from pwopt.pipeline import Applied, Context, Missed, Pass, Rewrite
     from pwopt.report import Report
     from pwopt.targets.executable import Executable, load_executable
 
 __all__ = [
+    "Applied",
     "CodegenError",
     "Comparison",
+    "Context",
     "Executable",
     "FrontendError",
     "Graph",
     "Hardware",
     "IRError",
+    "Missed",
+    "Node",
     "NumericsError",
     "Optimized",
+    "Pass",
     "PassError",
     "PwoptError",
     "Report",
+    "Rewrite",
     "UsageError",
     "VerificationError",
     "__version__",
@@ -54,6 +62,7 @@ __all__ = [
     "load",
     "load_executable",
     "optimize",
+    "register_pass",
     "save",
 ]
 
@@ -65,6 +74,7 @@ _MODULES = {
     "Executable": "targets.executable",
     "Graph": "ir.graph",
     "Hardware": "hardware",
+    "Node": "ir.graph",
     "Optimized": "driver",
     "Report": "report",
     "compare": "comparison",
@@ -72,7 +82,9 @@ _MODULES = {
     "load": "frontend",
     "load_executable": "targets.executable",
     "optimize": "driver",
+    "register_pass": "passes",
     "save": "frontend",
+    **dict.fromkeys(("Applied", "Context", "Missed", "Pass", "Rewrite"), "pipeline"),
     **dict.fromkeys(_ERRORS, "errors"),
 }
 

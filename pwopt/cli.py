@@ -43,6 +43,10 @@ ShapeOption = Annotated[
         "--input-shape", metavar="NAME:DxDx...", help="Sizes for an input's open dimensions."
     ),
 ]
+LoadOption = Annotated[
+    list[Path] | None,
+    typer.Option("--load", metavar="FILE.py", help="Passes of your own; see docs/passes.md."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
 
@@ -57,8 +61,9 @@ def optimize(
     threads: ThreadsOption = 1,
     passes: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Passes to run, e.g. 'fold-batch-norm,fuse-epilogue'."),
+        typer.Option(metavar="SPEC", help="Passes to run, e.g. 'fold-affine' or 'mine,default'."),
     ] = None,
+    load: LoadOption = None,
     input_shape: ShapeOption = None,
     mcpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Processor to generate code for.")
@@ -79,9 +84,10 @@ def optimize(
     json_: JsonOption = False,
 ) -> None:
     """Optimizes MODEL, compiles it and writes model.onnx, model.so and report.json."""
-    from pwopt import report
+    from pwopt import passlist, report
     from pwopt.build import Request, build
 
+    passlist.load(load or ())
     request = Request(
         model=model,
         folder=output,
@@ -150,14 +156,15 @@ def compare(
 
 
 @app.command()
-def passes(json_: JsonOption = False) -> None:
+def passes(load: LoadOption = None, json_: JsonOption = False) -> None:
     """Lists the passes with their options; default ones are marked."""
     from rich.markup import escape
     from rich.table import Table
 
-    from pwopt.passlist import describe
+    from pwopt import passlist
 
-    rows = describe()
+    passlist.load(load or ())
+    rows = passlist.describe()
     if json_:
         _print_json([row._asdict() for row in rows])
         return

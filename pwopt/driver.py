@@ -18,7 +18,7 @@ from pwopt.errors import NumericsError, PwoptError, UsageError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
-from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest, parse_specs
+from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest
 from pwopt.report import Compilation, Report, Source, summarize
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def optimize(
     Args:
         model: a path, a model's bytes, an ``onnx.ModelProto`` or a :class:`Graph`; is not changed.
         target: "cpu" or "cuda".
-        passes: a spec such as ``"fold-batch-norm,fuse-epilogue"``, passes, or None for the default.
+        passes: a spec such as ``"my-pass,default"``, passes, or None for the default.
         verify: compare the result with the original in ONNX Runtime on seeded random inputs.
         hardware: what to optimize for; this machine if left out.
         input_shapes: sizes for open dimensions, by input name.
@@ -258,9 +258,9 @@ def _raw(model: Model) -> Path | bytes | None:
 def _passes(passes: str | Sequence[Pass] | None) -> list[Pass]:
     if not isinstance(passes, str) and passes is not None:
         return list(passes)
-    from pwopt.passes import PASSES, default_pipeline
+    from pwopt.passes import default_pipeline, parse
 
-    return list(default_pipeline()) if passes is None else parse_specs(passes, PASSES)
+    return list(default_pipeline()) if passes is None else parse(passes)
 
 
 def _with_types(graph: Graph) -> Graph:

@@ -1,10 +1,16 @@
-"""The passes as a user sees them: names, options and one line each."""
+"""The passes as a user sees them: names, options and one line each, and files with more passes."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from pwopt.errors import UsageError
 from pwopt.pipeline import Pass
 
 
@@ -27,6 +33,34 @@ def describe() -> list[Description]:
         Description(name, name in order, _options(PASSES[name]), _summary(PASSES[name]))
         for name in names
     ]
+
+
+def load(files: Sequence[Path]) -> None:
+    """Runs Python files, which register passes of their own with ``@pwopt.register_pass``.
+
+    Raises:
+        UsageError: a file that cannot be read, fails, or registers no pass.
+    """
+    from pwopt.passes import PASSES
+
+    for file in files:
+        name = f"pwopt_loaded_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        if not file.is_file() or spec is None or spec.loader is None:
+            raise UsageError(f"--load {file}: no such Python file")
+        before = dict(PASSES)
+        # Where dataclasses look a class's module up.
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            line = next((f", line {f.lineno}" for f in frames[::-1] if f.filename == str(file)), "")
+            raise UsageError(f"--load {file}{line}: {type(error).__name__}: {error}") from error
+        if before == PASSES:
+            raise UsageError(
+                f"--load {file}: registers no pass; decorate one with @pwopt.register_pass"
+            )
 
 
 def _options(cls: type[Pass]) -> dict[str, Any]:

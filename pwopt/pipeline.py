@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pwopt import hardware
@@ -270,8 +271,17 @@ def _predicted_us(graph: Graph, context: Context) -> float | None:
     return context.cost_model.graph_us(graph) if len(graph) <= MAX_PREDICTED_NODES else None
 
 
-def parse_specs(text: str, known: dict[str, type[Pass]]) -> list[Pass]:
+def parse_specs(
+    text: str,
+    known: Mapping[str, type[Pass]],
+    sequences: Mapping[str, Callable[[], Sequence[Pass]]] = MappingProxyType({}),
+) -> list[Pass]:
     """Passes from a spec such as ``fold-batch-norm,insert-bottlenecks{budget=0.01}``.
+
+    Args:
+        text: the spec.
+        known: the passes by name.
+        sequences: names that stand for several passes.
 
     Raises:
         UsageError: an unknown pass or option, or a value of the wrong kind; names the nearest.
@@ -280,8 +290,12 @@ def parse_specs(text: str, known: dict[str, type[Pass]]) -> list[Pass]:
     for part in _split(text):
         name, _, options = part.partition("{")
         name = name.strip()
+        if name in sequences and not options:
+            passes.extend(sequences[name]())
+            continue
         if name not in known:
-            raise UsageError(f"unknown pass {name!r}{nearest(name, known)}; see `pwopt passes`")
+            close = nearest(name, [*known, *sequences])
+            raise UsageError(f"unknown pass {name!r}{close}; see `pwopt passes`")
         if options and not options.endswith("}"):
             raise UsageError(f"pass spec {part!r}: missing }}")
         passes.append(known[name](**_options(known[name], options.rstrip("}"))))
