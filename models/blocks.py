@@ -6,7 +6,7 @@ them in place of whole networks; :data:`BLOCKS` lists them by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import onnx
 
@@ -120,6 +120,42 @@ def fpn_head(
     scales = [b.input((1, channels, size, size))]
     for factor in (2, 4):
         scales.append(b.relu(b.conv(scales[-1], factor * channels, 3, stride=2)))
+    return b.build(*_pyramid(b, scales, width))
+
+
+def resnet_fpn(
+    width: int = 8,
+    depths: Sequence[int] = (1, 1, 1, 1),
+    size: int = 64,
+    *,
+    pyramid: int = 12,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """ResNet of bottlenecks with a feature pyramid on its four stages.
+
+    ``width=64, depths=(3, 4, 6, 3), size=224, pyramid=256`` is the one on ResNet-50 that detectors
+    use.
+    """
+    b = ModelBuilder("resnet_fpn", seed)
+    x = b.relu(b.batch_norm(b.conv(b.input((1, 3, size, size)), width, 7, stride=2, bias=False)))
+    x = b.pool(x, 3, 2, 1)
+    stages = []
+    for stage, depth in enumerate(depths):
+        hidden = width << stage
+        for block in range(depth):
+            stride = 2 if stage and not block else 1
+            y = b.relu(b.batch_norm(b.conv(x, hidden, bias=False)))
+            y = b.relu(b.batch_norm(b.conv(y, hidden, 3, stride=stride, bias=False)))
+            y = b.batch_norm(b.conv(y, 4 * hidden, bias=False), scale=0.5)
+            if not block:
+                x = b.batch_norm(b.conv(x, 4 * hidden, stride=stride, bias=False), scale=0.7)
+            x = b.relu(b.op("Add", y, x))
+        stages.append(x)
+    return b.build(*_pyramid(b, stages, pyramid))
+
+
+def _pyramid(b: ModelBuilder, scales: Sequence[Value], width: int) -> list[Value]:
+    """Laterals on each scale, the finest first, the coarser one's upsampled and added."""
     top: Value | None = None
     outputs = []
     for scale in reversed(scales):
@@ -135,7 +171,7 @@ def fpn_head(
             lateral = b.op("Add", lateral, up)
         top = lateral
         outputs.append(b.conv(top, width, 3, gain=1.0))
-    return b.build(*outputs)
+    return outputs
 
 
 def mlpconv(
@@ -197,6 +233,6 @@ BLOCKS: dict[str, Callable[..., onnx.ModelProto]] = {
     f.__name__: f
     for f in (
         *(pointwise, bottleneck, inverted_residual, inception, fire, squeeze_excite),
-        *(dense_block, fpn_head, mlpconv, fc_head, naive, chain),
+        *(dense_block, fpn_head, resnet_fpn, mlpconv, fc_head, naive, chain),
     )
 }

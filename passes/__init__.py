@@ -33,7 +33,7 @@ from pwopt.passes.sink_transpose import SinkTranspose
 from pwopt.passes.sum_of_pointwise import SumOfPointwise
 from pwopt.pipeline import Pass, parse_specs
 
-__all__ = ["DEFAULT", "PASSES", "default_pipeline", "parse", "register_pass"]
+__all__ = ["DEFAULT", "PASSES", "STRUCTURAL", "default_pipeline", "parse", "register_pass"]
 
 DEFAULT = "default"  # in a spec: all passes of the default pipeline
 
@@ -42,7 +42,19 @@ AnyPass = TypeVar("AnyPass", bound=type[Pass])
 # In the order of the default pipeline. What is constant or does nothing goes first, so that the
 # folds see bare chains; the folds come before the fusions, which hide operators in internal ones.
 # Common subexpressions come after the folds: equal weights, once merged, are shared ones, which
-# only fold as copies.
+# only fold as copies. STRUCTURAL passes, which move and merge convolutions, need the weights as the
+# folds leave them, and standard operators around them.
+STRUCTURAL: tuple[type[Pass], ...] = (
+    SinkTranspose,
+    FoldChannelShuffle,
+    HoistStride,
+    CommutePooling,
+    CommuteUpsample,
+    CollapseLinearChains,
+    MergeParallelPointwise,
+    SumOfPointwise,
+)
+
 _DEFAULT: tuple[type[Pass], ...] = (
     EliminateDeadCode,
     FoldConstants,
@@ -53,25 +65,14 @@ _DEFAULT: tuple[type[Pass], ...] = (
     EliminateCommonSubexpressions,
     EliminateDeadCode,
     InferShapes,
+    *STRUCTURAL,
     ConvertPointwise,
     ConvertFcHead,
     FuseEpilogue,
     FuseElementwise,
 )
 
-# Only run when they are named.
-_OPTIONAL: tuple[type[Pass], ...] = (
-    CollapseLinearChains,
-    CommutePooling,
-    CommuteUpsample,
-    FoldChannelShuffle,
-    HoistStride,
-    MergeParallelPointwise,
-    SinkTranspose,
-    SumOfPointwise,
-)
-
-PASSES: dict[str, type[Pass]] = {each.name: each for each in (*_DEFAULT, *_OPTIONAL)}
+PASSES: dict[str, type[Pass]] = {each.name: each for each in _DEFAULT}
 
 
 def default_pipeline() -> list[Pass]:

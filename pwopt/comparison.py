@@ -200,7 +200,7 @@ def compare(
     if program is not None:
         contenders.append(_Contender("compiled", _tvm_version(), program, _facts(program)))
     outputs = [c.runner.run(feeds) for c in contenders]
-    samples, calls = _measure([c.runner for c in contenders], feeds, runs)
+    samples, calls = interleaved([c.runner for c in contenders], feeds, runs)
     first_wall, first_cpu = zip(*samples[0], strict=True)
     rows = []
     for c, mine, given, n in zip(contenders, samples, outputs, calls, strict=True):
@@ -232,10 +232,19 @@ def compare(
     )
 
 
-def _measure(
-    runners: Sequence[Runner], feeds: Mapping[str, np.ndarray], runs: int | None
+def interleaved(
+    runners: Sequence[Runner], feeds: Mapping[str, np.ndarray], runs: int | None = None
 ) -> tuple[list[list[Sample]], list[int]]:
-    """Samples by contender and round, and the calls in a sample."""
+    """Measures contenders that take turns.
+
+    Args:
+        runners: the contenders.
+        feeds: an array per graph input.
+        runs: rounds; None for as many as fit :data:`BUDGET_SECONDS`.
+
+    Returns:
+        samples by contender and round, and the calls in a sample of each.
+    """
     single = [min(_sample(r, feeds, 1).wall for _ in range(3)) for r in runners]  # and warms up
     calls = [max(1, min(MAX_CALLS, math.ceil(SAMPLE_SECONDS / s))) for s in single]
     if runs is None:

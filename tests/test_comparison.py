@@ -40,7 +40,7 @@ def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "MAX_CALLS", 2)
     log: list[str] = []
     enabled = gc.isenabled()
-    samples, calls = comparison._measure([Recorder(n, log) for n in "abc"], {}, runs=3)
+    samples, calls = comparison.interleaved([Recorder(n, log) for n in "abc"], {}, runs=3)
     assert gc.isenabled() == enabled
     assert calls == [2, 2, 2]
     assert [len(s) for s in samples] == [3, 3, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from pwopt.bench import calibrate as calibration
 from pwopt.bench import tables
 from pwopt.bench.build import measure_builds, measure_scale
 from pwopt.bench.kernels import measure_kernels
+from pwopt.bench.passes import measure_passes
 from pwopt.bench.suite import geometric_mean, run_suite
 from pwopt.errors import PwoptError, UsageError
 from pwopt.models.suite import load_suite
@@ -30,13 +32,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Networks of the suite; all by default.")
+        list[str] | None, typer.Argument(help="Networks of --suite or --passes; all by default.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every section.")] = False,
     suite: Annotated[bool, typer.Option(help="The networks (default section).")] = False,
     kernels: Annotated[bool, typer.Option(help="Pointwise kernels beside the peak.")] = False,
     calibrate: Annotated[
         bool, typer.Option(help="The cost model's predictions beside measured kernels.")
+    ] = False,
+    passes: Annotated[
+        bool, typer.Option(help="Work and latency without and with each structural pass.")
     ] = False,
     build: Annotated[bool, typer.Option(help="Time and memory of builds.")] = False,
     scale: Annotated[bool, typer.Option(help="A graph of 10,000 nodes.")] = False,
@@ -48,7 +53,8 @@ def bench(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Measures what pwopt promises; exit code 1 if a network fails or differs."""
-    suite = suite or bool(names) or not (kernels or calibrate or build or scale)
+    suite = suite or not (kernels or calibrate or passes or build or scale)
+    report = functools.partial(typer.echo, err=True)
     console = Console(stderr=json_, width=None if sys.stdout.isatty() else 170)
     result: dict[str, Any] = {"environment": _environment(threads)}
     failed = False
@@ -61,7 +67,7 @@ def bench(
             runs=runs,
             baselines=baselines,
             accuracy=accuracy,
-            progress=lambda text: typer.echo(text, err=True),
+            progress=report,
         ):
             rows.append(row)
         console.print(tables.suite_table(rows), *tables.suite_summary(rows), sep="\n")
@@ -77,6 +83,10 @@ def bench(
         predictions = list(calibration.measure())
         console.print(tables.calibration_table(predictions))
         result["calibration"] = [asdict(p) | {"ratio": p.ratio} for p in predictions]
+    if all_ or passes:
+        changes = list(measure_passes(names or None, runs=runs, progress=report))
+        console.print(tables.pass_table(changes))
+        result["passes"] = [asdict(c) | {"passed": c.passed} for c in changes]
     if all_ or build or scale:
         costs = list(measure_builds()) if all_ or build else []
         costs += [measure_scale()] if all_ or scale else []

@@ -10,7 +10,10 @@ from rich.table import Table
 from pwopt.bench.build import LIMIT_S, BuildCost
 from pwopt.bench.calibrate import CalibrationRow
 from pwopt.bench.kernels import MIN_SHARE, KernelRow
+from pwopt.bench.passes import MAX_SLOWDOWN, PassRow
 from pwopt.bench.suite import MAX_GEOMEAN, MAX_RATIO, Latency, SuiteRow, geometric_mean
+from pwopt.comparison import Spread
+from pwopt.report import human
 
 _MARK = {True: "yes", False: "[bold red]no[/]"}
 
@@ -108,7 +111,25 @@ def build_table(rows: Sequence[BuildCost]) -> Table:
     return table
 
 
-def _spread(value: Latency, limit: float | None = None) -> str:
+def pass_table(rows: Sequence[PassRow]) -> Table:
+    """Work and latency without and with each pass that found something."""
+    table = Table(title="structural passes, one thread: ratios (quartiles)")
+    for column in ("model", "passes"):
+        table.add_column(column)
+    for column in ("rewrites", "MACs before", "after", "compiled", "optimized/original in ORT"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        if row.rewrites or row.name == "all":
+            ratios = [
+                "" if each is None else _spread(each, limit=MAX_SLOWDOWN)
+                for each in (row.compiled, row.onnxruntime)
+            ]
+            macs = human(row.macs_before), human(row.macs_after)
+            table.add_row(row.model, row.name, str(row.rewrites), *macs, *ratios)
+    return table
+
+
+def _spread(value: Latency | Spread, limit: float | None = None) -> str:
     text = f"{value.median:.3g} ({value.q1:.3g}-{value.q3:.3g})"
     return f"[red]{text}[/]" if limit is not None and value.median > limit else text
 

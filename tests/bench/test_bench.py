@@ -12,7 +12,10 @@ from rich.console import Console
 from pwopt.bench import build, cli, tables
 from pwopt.bench.build import BuildCost
 from pwopt.bench.kernels import KernelRow
+from pwopt.bench.passes import PassRow, measure_passes
 from pwopt.bench.suite import Latency, SuiteRow, geometric_mean
+from pwopt.comparison import Spread
+from pwopt.errors import UsageError
 from pwopt.models import blocks
 
 NAMES = ("onnxruntime", "onnxruntime, optimized", "compiled")
@@ -82,3 +85,29 @@ def test_build_is_measured_and_its_failure_noticed(tmp_path: Path) -> None:
     assert 10 << 20 < cost.memory_bytes < build.LIMIT_BYTES
     model.write_bytes(b"no model")
     assert "model.onnx" in build._measure("damaged", model, tmp_path / "out", []).failure
+
+
+def test_passes_are_measured_without_and_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"naive": lambda: blocks.naive(width=8, size=32)}
+    monkeypatch.setattr("pwopt.bench.passes.networks", lambda: small)
+    rows = {row.name: row for row in measure_passes(runs=2)}
+    pools, everything = rows["commute-pooling"], rows["all"]
+    assert pools.rewrites > 0
+    assert pools.macs_before == everything.macs_before > pools.macs_after > everything.macs_after
+    assert pools.compiled is not None
+    assert rows["merge-parallel-pointwise"].compiled is None  # nothing to merge, nothing to run
+    shown = text_of(tables.pass_table(list(rows.values())))
+    assert "commute-pooling" in shown
+    assert "merge-parallel-pointwise" not in shown
+
+
+def test_a_slow_pass_does_not_pass() -> None:
+    slow, fine = Spread(1.2, 1.1, 1.3), Spread(1.01, 0.9, 1.1)
+    assert PassRow("net", "all", 1, 2, 1, fine, fine).passed
+    assert not PassRow("net", "all", 1, 2, 1, slow, fine).passed
+    assert not PassRow("net", "all", 1, 2, 1, fine, slow).passed
+
+
+def test_unknown_network_of_passes() -> None:
+    with pytest.raises(UsageError, match="no network resnet51; there are densenet121"):
+        list(measure_passes(["resnet51"]))
