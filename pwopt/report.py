@@ -14,7 +14,7 @@ from pwopt import cost
 from pwopt.checks import Verification
 from pwopt.cost_model import cost_model
 from pwopt.hardware import Hardware
-from pwopt.ir.graph import Graph, Node
+from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node
 from pwopt.output import GENERATOR, REPORT
 from pwopt.pipeline import PassReport
 
@@ -120,6 +120,8 @@ def summarize(graph: Graph, hardware: Hardware) -> GraphSummary:
 
 def is_pointwise(graph: Graph, node: Node) -> bool:
     """Whether a node is a convolution with a 1x1 (1, 1x1x1) kernel."""
+    if node.domain == KERNEL_DOMAIN and node.op == "Pointwise":
+        return True
     weights = graph.operand(node, 1) if node.op.endswith("Conv") else None
     shape = weights.shape if weights is not None else None
     return shape is not None and len(shape) > 2 and math.prod(shape[2:]) == 1

@@ -193,3 +193,8 @@ def test_shapes_belong_to_loading() -> None:
 def test_missing_file() -> None:
     with pytest.raises(FrontendError, match=r"nowhere\.onnx: no such file"):
         pwopt.optimize("nowhere.onnx")
+
+
+def test_pointwise_work_is_counted_before_and_after() -> None:
+    report = pwopt.optimize(blocks.bottleneck(16, 8, 8)).report
+    assert report.before.pointwise_macs == report.after.pointwise_macs == 2 * 16 * 8 * 64
