@@ -7,13 +7,14 @@ import math
 import ml_dtypes
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import NUMPY_DTYPES
 from pwopt.passes.rewriting import is_float, replace_node, shared_weight
 from pwopt.pipeline import Applied, Missed
 
 
-def sum_(graph: Graph, node: Node, _: int) -> Applied | None:
+def sum_(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """A Sum is a chain of Adds, from left to right."""
     operands = graph.operands(node)
     if graph.opset < 8 or len(operands) < 2 or any(v is None for v in operands):
@@ -27,7 +28,7 @@ def sum_(graph: Graph, node: Node, _: int) -> Applied | None:
     return Applied(f"turned {label} into Add")
 
 
-def divide(graph: Graph, node: Node, max_growth_bytes: int) -> Applied | Missed | None:
+def divide(graph: Graph, node: Node, growth: Growth) -> Applied | Missed | None:
     """Division by a constant is multiplication by its reciprocal, if that is a normal number."""
     pair = _with_constant(graph, node)
     if pair is None:
@@ -39,26 +40,26 @@ def divide(graph: Graph, node: Node, max_growth_bytes: int) -> Applied | Missed 
     size = np.abs(reciprocal)
     if not np.all((size <= float(limits.max)) & (size >= float(limits.tiny))):
         return Missed("the reciprocal of its divisor is no normal number")
-    if (why := shared_weight(graph, divisor, max_growth_bytes)) is not None:
+    if (why := shared_weight(graph, divisor, growth)) is not None:
         return Missed(why)
     constant = graph.constant(reciprocal.astype(array.dtype))
     replace_node(graph, node, "Mul", [x, constant])
     return Applied(f"turned {node.label} into Mul")
 
 
-def subtract(graph: Graph, node: Node, max_growth_bytes: int) -> Applied | Missed | None:
+def subtract(graph: Graph, node: Node, growth: Growth) -> Applied | Missed | None:
     """Subtraction of a constant is addition of its negative."""
     pair = _with_constant(graph, node)
     if pair is None:
         return None
     x, subtrahend, array = pair
-    if (why := shared_weight(graph, subtrahend, max_growth_bytes)) is not None:
+    if (why := shared_weight(graph, subtrahend, growth)) is not None:
         return Missed(why)
     replace_node(graph, node, "Add", [x, graph.constant(np.negative(array))])
     return Applied(f"turned {node.label} into Add")
 
 
-def clip(graph: Graph, node: Node, _: int) -> Applied | None:
+def clip(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """Clip at 0 from below is Relu; Clip of a Relu is one Clip."""
     bounds, x = clip_bounds(graph, node), graph.operand(node, 0)
     if bounds is None or x is None or not is_float(x):
@@ -76,7 +77,7 @@ def clip(graph: Graph, node: Node, _: int) -> Applied | None:
     return Applied(f"combined {relu} and {label}")
 
 
-def relu(graph: Graph, node: Node, _: int) -> Applied | None:
+def relu(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """Relu of a Clip is one Clip."""
     x = graph.operand(node, 0)
     if x is None or not x.node.is_op("Clip") or not is_float(x):
@@ -89,7 +90,7 @@ def relu(graph: Graph, node: Node, _: int) -> Applied | None:
     return Applied(f"combined {labels}")
 
 
-def bound(graph: Graph, node: Node, _: int) -> Applied | None:
+def bound(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """Min and Max with a constant scalar are a Clip with one bound, or Relu."""
     operands = graph.operands(node)
     if len(operands) != 2 or graph.opset < 8:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import Graph, Node
 from pwopt.passes.rewriting import is_float, replace_node, shared_weight
 from pwopt.passes.views import is_flattening
@@ -14,7 +15,7 @@ from pwopt.pipeline import Applied, Missed
 _NORMAL: dict[str, Any] = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 
 
-def gemm(graph: Graph, node: Node, max_growth_bytes: int) -> Applied | Missed | None:
+def gemm(graph: Graph, node: Node, growth: Growth) -> Applied | Missed | None:
     """Brings a Gemm with a constant B to ``transB=1, alpha=1, beta=1``."""
     a, b, c = (*graph.operands(node), None)[:3]
     weight, bias = graph.constant_value(b), graph.constant_value(c)
@@ -28,7 +29,7 @@ def gemm(graph: Graph, node: Node, max_growth_bytes: int) -> Applied | Missed | 
         return None
     if c is not None and bias is None and beta != 1:
         return Missed(f"beta={beta:g} multiplies a C that is not constant")
-    trouble = shared_weight(graph, b, max_growth_bytes)
+    trouble = shared_weight(graph, b, growth)
     if trouble is not None and not (alpha == 1 and transposed):
         return Missed(trouble)
     attributes = {**node.attributes, **_NORMAL, "transA": node.get("transA", 0)}
@@ -46,7 +47,7 @@ def gemm(graph: Graph, node: Node, max_growth_bytes: int) -> Applied | Missed | 
     return Applied(f"brought {label} to transB=1, alpha=1, beta=1")
 
 
-def matmul(graph: Graph, node: Node, _: int) -> Applied | None:
+def matmul(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """A product of two matrices, the second one constant, is a Gemm."""
     a, b = graph.operands(node)
     weight = graph.constant_value(b)
@@ -58,7 +59,7 @@ def matmul(graph: Graph, node: Node, _: int) -> Applied | None:
     return Applied(f"turned {node.label} into Gemm")
 
 
-def flatten(graph: Graph, node: Node, _: int) -> Applied | None:
+def flatten(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """Reshape and Squeeze that keep the first axis and join the others are a Flatten."""
     x = graph.operand(node, 0)
     if x is None or not is_float(x) or not is_flattening(x, node.out):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.shapes import explicit_pads
 from pwopt.passes.rewriting import (
@@ -19,7 +20,7 @@ from pwopt.pipeline import Applied, Missed
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
-def explicit(graph: Graph, node: Node, _: int) -> Applied | Missed | None:
+def explicit(graph: Graph, node: Node, _: Growth) -> Applied | Missed | None:
     """Writes out what the attributes of a convolution or pool leave to defaults."""
     x, kernel = graph.operand(node, 0), _kernel(graph, node)
     if x is None or kernel is None or not all(isinstance(k, int) for k in kernel):
@@ -96,7 +97,7 @@ def _drop_ceil_mode(x: Value, attributes: dict[str, Any]) -> None:
     attributes["ceil_mode"] = 0
 
 
-def absorb_pad(graph: Graph, node: Node, _: int) -> Applied | Missed | None:
+def absorb_pad(graph: Graph, node: Node, _: Growth) -> Applied | Missed | None:
     """Moves a Pad with zeros into the pads of the convolution or average pool that reads it."""
     x = graph.operand(node, 0)
     if x is None or not x.node.is_op("Pad") or "pads" not in node.attributes:
@@ -153,7 +154,7 @@ def _spatial_zero_pads(graph: Graph, pad: Node, n: int) -> tuple[int, ...] | Mis
     return tuple(result)
 
 
-def whole_map(graph: Graph, node: Node, _: int) -> Applied | None:
+def whole_map(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """An AveragePool with one window, over the whole map, is a GlobalAveragePool."""
     x = graph.operand(node, 0)
     shape = None if x is None else x.tensor.shape
@@ -166,7 +167,7 @@ def whole_map(graph: Graph, node: Node, _: int) -> Applied | None:
     return Applied(f"turned {node.label} into GlobalAveragePool")
 
 
-def mean_of_map(graph: Graph, node: Node, _: int) -> Applied | None:
+def mean_of_map(graph: Graph, node: Node, _: Growth) -> Applied | None:
     """A ReduceMean over exactly the spatial axes is a GlobalAveragePool."""
     x = graph.operand(node, 0)
     if x is None or not is_float(x) or is_dynamic(graph, node, 1):

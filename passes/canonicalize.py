@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node
 from pwopt.passes import canonical_arithmetic as arithmetic
 from pwopt.passes import canonical_products as products
 from pwopt.passes import canonical_windows as windows
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
 
-Rule = Callable[[Graph, Node, int], Applied | Missed | None]
+Rule = Callable[[Graph, Node, Growth], Applied | Missed | None]
 
 _RULES: dict[str, tuple[Rule, ...]] = {
     "AveragePool": (windows.explicit, windows.absorb_pad, windows.whole_map),
@@ -78,7 +79,7 @@ class Canonicalize(Rewrite):
     def rewrite(self, graph: Graph, node: Node, context: Context) -> Applied | Missed | None:
         missed: Missed | None = None
         for rule in _RULES[node.op]:
-            outcome = rule(graph, node, self.max_growth_bytes)
+            outcome = rule(graph, node, context.growth(self.max_growth_bytes))
             if isinstance(outcome, Applied):
                 return outcome  # the next sweep sees the new node
             missed = missed or outcome

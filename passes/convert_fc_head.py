@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from pwopt.ir.graph import KERNEL_DOMAIN, ONNX_DOMAIN, Graph, Node, Use, Value
 from pwopt.ir.program import BINARY, UNARY, Instruction, Program
 from pwopt.ir.types import TensorType
 from pwopt.passes import elementwise
+from pwopt.passes.estimate import constant_growth
 from pwopt.passes.fully_connected import FlattenedMap, FullyConnected, flattened_map, read
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
 
@@ -51,6 +51,9 @@ class ConvertFcHead(Rewrite):
         layer = read(graph, node)
         if isinstance(layer, str):
             return Missed(layer)
+        what = f"its weight {layer.weight.label!r} in another form"
+        if (why := context.growth().refuse(graph, _added(graph, layer), what)) is not None:
+            return Missed(why)
         cache: Cache = {}
         converted, texts = 0, []
         for use in graph.uses(layer.weight):
@@ -64,8 +67,22 @@ class ConvertFcHead(Rewrite):
         return Applied(texts[0] + (others if converted > 1 else ""))
 
 
+def _added(graph: Graph, layer: FullyConnected) -> int:
+    """Bytes by which the constants grow: forms of a weight beside the one that others read."""
+    layers = [read(graph, use.node) for use in graph.uses(layer.weight) if use.slot == 1]
+    found = [each for each in layers if isinstance(each, FullyConnected)]
+    forms = {_key(each, _flattened(graph, each)) for each in found}
+    biases = sum(each.bias.nbytes for each in found if each.bias is not None)
+    gone = [node for each in found for node in (each.node, each.last)]
+    return constant_growth(graph, gone, len(forms) * layer.matrix.nbytes + biases)
+
+
+def _flattened(graph: Graph, layer: FullyConnected) -> FlattenedMap | None:
+    return None if layer.addend is not None else flattened_map(graph, layer)
+
+
 def _convert(graph: Graph, layer: FullyConnected, cache: Cache) -> str:
-    flattened = None if layer.addend is not None else flattened_map(graph, layer)
+    flattened = _flattened(graph, layer)
     if flattened is None:
         _to_linear(graph, layer, cache)
         return "made a Linear"
@@ -184,16 +201,17 @@ def _over_map(graph: Graph, reader: Use, value: Value, spatial: int) -> list[Val
 def _weight(
     graph: Graph, layer: FullyConnected, cache: Cache, flattened: FlattenedMap | None = None
 ) -> Value:
-    node, attributes = layer.weight.node, layer.node.attributes
-    key = (*_form(layer.node.op, attributes), flattened and (flattened.shape, flattened.axes))
+    node, key = layer.weight.node, _key(layer, flattened)
     if key not in cache:
         array = layer.scaled if flattened is None else flattened.kernel(layer.scaled)
         cache[key] = graph.constant(array, layer.weight.name, node.origin)
     return cache[key]
 
 
-def _form(op: str, attributes: Mapping[str, object]) -> tuple[object, ...]:
-    return op, attributes.get("transB", 0), attributes.get("alpha", 1.0)
+def _key(layer: FullyConnected, flattened: FlattenedMap | None) -> tuple[object, ...]:
+    """What two layers that share a weight must agree in to share its new form, too."""
+    transposed = layer.node.op == "Gemm" and bool(layer.node.get("transB", 0))
+    return transposed, layer.alpha, flattened and (flattened.shape, flattened.axes)
 
 
 def _bias(graph: Graph, layer: FullyConnected) -> Value | None:

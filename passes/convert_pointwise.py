@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from pwopt.ir.graph import KERNEL_DOMAIN, ONNX_DOMAIN, Graph, Node, Value
 from pwopt.ir.program import Program
 from pwopt.passes import convolution as convolutions
 from pwopt.passes.convolution import Convolution
+from pwopt.passes.estimate import constant_growth
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
 
 
@@ -40,12 +42,14 @@ class ConvertPointwise(Rewrite):
             return found if found is None else Missed(found)
         matrix: Value | None = None
         sharing = dict.fromkeys(use.node for use in graph.uses(found.weight) if use.slot == 1)
-        converted = 0
-        for each in sharing:
-            convolution = _pointwise(graph, each)
-            if not isinstance(convolution, Convolution):
-                continue
-            converted += 1
+        read = {each: _pointwise(graph, each) for each in sharing}
+        converted = {n: c for n, c in read.items() if isinstance(c, Convolution)}
+        what = f"its weight {found.weight.label!r} in another shape"
+        if (why := context.growth().refuse(graph, _added(graph, converted), what)) is not None:
+            return Missed(why)
+        for each in converted:
+            convolution = _pointwise(graph, each)  # what it reads may be new by now
+            assert isinstance(convolution, Convolution)
             if _is_scaling(graph, convolution):
                 _replace_by_scaling(graph, each, convolution)
                 continue
@@ -68,8 +72,8 @@ class ConvertPointwise(Rewrite):
                 origin=each.origin,
             )
             _replace(graph, each, new)
-        shared = f" with the {converted - 1} others that share its weights"
-        return Applied("converted" + (shared if converted > 1 else ""))
+        shared = f" with the {len(converted) - 1} others that share its weights"
+        return Applied("converted" + (shared if len(converted) > 1 else ""))
 
 
 def _pointwise(graph: Graph, node: Node) -> Convolution | str | None:
@@ -84,6 +88,19 @@ def _pointwise(graph: Graph, node: Node) -> Convolution | str | None:
     if isinstance(convolution, Convolution) and any(convolution.pads):
         return f"its pads {list(convolution.pads)} are not zero"
     return convolution
+
+
+def _added(graph: Graph, converted: Mapping[Node, Convolution]) -> int:
+    """Bytes by which the constants grow: a weight that others read, too, or that splits up."""
+    new, kept, matrix = 0, set(), 0
+    for convolution in converted.values():
+        bias = convolution.bias
+        if _is_scaling(graph, convolution):
+            new += convolution.kernel.nbytes + ((bias.tensor.bytes or 0) if bias else 0)
+        else:
+            matrix = convolution.kernel.nbytes
+            kept.add(bias)
+    return constant_growth(graph, converted, new + matrix, kept)
 
 
 def _is_scaling(graph: Graph, convolution: Convolution) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import Dim
@@ -26,13 +26,24 @@ def spread(shape: Sequence[int], axis: int) -> int:
     return math.prod(d for i, d in enumerate(shape) if i != axis)
 
 
-def constant_growth(graph: Graph, gone: Sequence[Node], new_bytes: int) -> int:
-    """Bytes by which the constants grow: new ones less those that only ``gone`` reads."""
+def constant_growth(
+    graph: Graph, gone: Iterable[Node], new_bytes: int, kept: Collection[Value | None] = ()
+) -> int:
+    """Bytes by which the constants grow: new ones less those that only ``gone`` reads.
+
+    Args:
+        graph: the graph.
+        gone: nodes that are about to be erased.
+        new_bytes: of the new constants.
+        kept: constants that a new node reads, too.
+    """
     absent = set(gone)
     freed: dict[Value, int] = {}
-    for node in gone:
+    for node in absent:
         for value in graph.operands(node):
             if value is None or not value.node.is_constant or graph.is_output(value):
+                continue
+            if value in kept or value in freed:
                 continue
             if all(use.node in absent for use in graph.uses(value)):
                 freed[value] = value.tensor.bytes or 0

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.passes.affine import (
     AFFINE_OPS,
@@ -61,15 +62,17 @@ class FoldAffine(Rewrite):
         first = step_at(graph, node)
         if first is None or _continues_chain(graph, first):
             return None
-        before = self._into_previous(graph, first)
+        growth = context.growth(self.max_growth_bytes)
+        before = self._into_previous(graph, first, growth)
         if isinstance(before, Applied):
             return before
-        after = self._into_next(graph, first)
+        after = self._into_next(graph, first, growth)
         if isinstance(after, Applied):
             return after
         return _merge(graph, first) or before or after
 
-    def _into_previous(self, graph: Graph, first: Step) -> Applied | Missed | None:
+    @staticmethod
+    def _into_previous(graph: Graph, first: Step, growth: Growth) -> Applied | Missed | None:
         producer = first.x.node
         if not producer.is_op(*LINEAR_OPS):
             return None
@@ -86,12 +89,13 @@ class FoldAffine(Rewrite):
             return Missed("its factors are not all finite")
         nodes = [step.node for step in steps]
         shown = labels(nodes)
-        why = absorb_after(graph, linear, affine, nodes, self.max_growth_bytes)
+        why = absorb_after(graph, linear, affine, nodes, growth)
         if why is not None:
             return Missed(why)
         return Applied(f"folded {shown} into {producer.label}")
 
-    def _into_next(self, graph: Graph, first: Step) -> Applied | Missed | None:
+    @staticmethod
+    def _into_next(graph: Graph, first: Step, growth: Growth) -> Applied | Missed | None:
         for axis in _channel_axes(first.x):
             chain = chain_from(graph, first, axis)
             if chain is None:
@@ -112,7 +116,7 @@ class FoldAffine(Rewrite):
                 return Missed("its factors are not all finite")
             nodes = [step.node for step in steps]
             shown = labels(nodes)
-            why = absorb_before(graph, linear, affine, first.x, nodes, self.max_growth_bytes)
+            why = absorb_before(graph, linear, affine, first.x, nodes, growth)
             if why is not None:
                 return Missed(why)
             return Applied(f"folded {shown} into {linear.node.label}")

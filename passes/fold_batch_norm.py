@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.passes.affine import Affine, broadcastable
+from pwopt.passes.estimate import constant_growth
 from pwopt.passes.linear import LINEAR_OPS, absorb_after, linear_at, not_alone
 from pwopt.passes.rewriting import (
     in_training_mode,
@@ -67,12 +69,14 @@ class FoldBatchNorm(Rewrite):
         x = graph.operand(node, 0)
         if x is None or not is_float(x):
             return Missed("its input is no tensor of floating-point numbers")
-        reason = self._fold(graph, node, x, affine)
+        growth = context.growth(self.max_growth_bytes)
+        reason = self._fold(graph, node, x, affine, growth)
         if reason is None:
             return Applied(f"folded {node.label} into {x.node.label}")
-        return _as_mul_add(graph, node, x, affine, reason)
+        return _as_mul_add(graph, node, x, affine, reason, growth)
 
-    def _fold(self, graph: Graph, node: Node, x: Value, affine: Affine) -> str | None:
+    @staticmethod
+    def _fold(graph: Graph, node: Node, x: Value, affine: Affine, growth: Growth) -> str | None:
         linear = linear_at(graph, x.node)
         if isinstance(linear, str):
             return linear
@@ -80,7 +84,7 @@ class FoldBatchNorm(Rewrite):
             return f"{x.node.label} has no channel for each of its factors"
         if (missed := not_alone(graph, x)) is not None:
             return missed.why
-        return absorb_after(graph, linear, affine, [node], self.max_growth_bytes)
+        return absorb_after(graph, linear, affine, [node], growth)
 
 
 def _affine(graph: Graph, node: Node) -> Affine | Missed:
@@ -102,7 +106,7 @@ def _affine(graph: Graph, node: Node) -> Affine | Missed:
 
 
 def _as_mul_add(
-    graph: Graph, node: Node, x: Value, affine: Affine, reason: str
+    graph: Graph, node: Node, x: Value, affine: Affine, reason: str, growth: Growth
 ) -> Applied | Missed:
     rank = x.tensor.rank
     if rank is None or rank < 2:
@@ -119,6 +123,9 @@ def _as_mul_add(
         )
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
         return Missed(f"its factors do not fit {dtype}; {reason}")
+    added = constant_growth(graph, [node], scale.nbytes + shift.nbytes)
+    if (why := growth.refuse(graph, added, f"the factors of {node.label}")) is not None:
+        return Missed(f"{why}; {reason}")
     factor, summand = graph.constant(scale), graph.constant(shift)
     product = graph.add("Mul", [x, factor], types=node.types[:1], origin=node.origin)
     replace_node(graph, node, "Add", [product.out, summand], types=node.types[:1])

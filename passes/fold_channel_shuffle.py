@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node, Value
 from pwopt.ir.types import Dim
 from pwopt.passes.linear import not_alone
@@ -67,10 +68,11 @@ class FoldChannelShuffle(Rewrite):
         if shuffle is None:
             return None
         label = node.label
-        behind = _into_readers(graph, shuffle, self.max_growth_bytes)
+        growth = context.growth(self.max_growth_bytes)
+        behind = _into_readers(graph, shuffle, growth)
         if isinstance(behind, Applied):
             return behind
-        before = _into_producer(graph, shuffle, self.max_growth_bytes)
+        before = _into_producer(graph, shuffle, growth)
         if isinstance(before, Applied):
             return before
         reasons = [why.why for why in (behind, before) if why is not None]
@@ -129,7 +131,7 @@ def _same(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
     return not unequal or (len(unequal) == 1 and not all(isinstance(d, int) for d in unequal[0]))
 
 
-def _into_readers(graph: Graph, shuffle: _Shuffle, limit: int) -> Applied | Missed | None:
+def _into_readers(graph: Graph, shuffle: _Shuffle, growth: Growth) -> Applied | Missed | None:
     """Permutes the input channels of every reader, perhaps behind a depthwise convolution."""
     passed: list[Node] = []
     value, order = shuffle.node.out, shuffle.order
@@ -147,11 +149,11 @@ def _into_readers(graph: Graph, shuffle: _Shuffle, limit: int) -> Applied | Miss
         conv = use.node
         if not conv.is_op("Conv") or use.slot != 0:
             return Missed(f"{conv.label} reads {value.label!r}")
-        why = _weights(graph, conv, limit) or _groups(graph, conv, order)
+        why = _weights(graph, conv, growth) or _groups(graph, conv, order)
         if why is not None:
             return Missed(why)
     for each in passed:
-        if each.is_op("Conv") and (why := _weights(graph, each, limit)) is not None:
+        if each.is_op("Conv") and (why := _weights(graph, each, growth)) is not None:
             return Missed(why)
     shown = ", ".join(use.node.label for use in uses)
     back = np.argsort(order)
@@ -163,7 +165,7 @@ def _into_readers(graph: Graph, shuffle: _Shuffle, limit: int) -> Applied | Miss
     return Applied(f"folded {shuffle.node.label} into {shown}")
 
 
-def _into_producer(graph: Graph, shuffle: _Shuffle, limit: int) -> Applied | Missed | None:
+def _into_producer(graph: Graph, shuffle: _Shuffle, growth: Growth) -> Applied | Missed | None:
     """Permutes the output channels of what computes x."""
     passed: list[Node] = []
     value = shuffle.x
@@ -182,7 +184,7 @@ def _into_producer(graph: Graph, shuffle: _Shuffle, limit: int) -> Applied | Mis
     if conv.get("group", 1) != 1:
         return Missed(f"{conv.label} has {conv.get('group')} groups, which the shuffle mixes")
     for each in (conv, *passed):
-        if each.is_op("Conv") and (why := _weights(graph, each, limit)) is not None:
+        if each.is_op("Conv") and (why := _weights(graph, each, growth)) is not None:
             return Missed(why)
     what = f"folded {shuffle.node.label} into {conv.label}"
     x, *rest = graph.operands(conv)
@@ -211,14 +213,14 @@ def _groups(graph: Graph, conv: Node, order: np.ndarray) -> str | None:
     return f"{conv.label} has {group} groups, which the shuffle mixes"
 
 
-def _weights(graph: Graph, conv: Node, limit: int) -> str | None:
+def _weights(graph: Graph, conv: Node, growth: Growth) -> str | None:
     """Why the weights of a convolution may not be permuted."""
     for value in graph.operands(conv)[1:]:
         if value is None:
             continue
         if graph.constant_value(value) is None:
             return f"the weights of {conv.label} are not constant"
-        if (why := shared_weight(graph, value, limit)) is not None:
+        if (why := shared_weight(graph, value, growth)) is not None:
             return why
     return None
 

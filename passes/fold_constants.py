@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from pwopt.frontend.reference import evaluate_node
+from pwopt.growth import Growth
 from pwopt.ir.graph import GRAPH_DOMAIN, ONNX_DOMAIN, Graph, Node
 from pwopt.ir.types import NUMPY_DTYPES, TensorType, of_array
 from pwopt.passes.infer_shapes import refine
@@ -98,14 +99,15 @@ class FoldConstants(Pass):
                 continue
             label = node.label
             # What was folded above may have settled types here, on which Shape then depends.
-            outcome = self._visit(graph, refine(graph, node), values, budget)
+            growth = context.growth()
+            outcome = self._visit(graph, refine(graph, node), values, budget, growth)
             if isinstance(outcome, Applied):
                 context.rewritten(self, node, label, outcome.what)
             elif outcome is not None:
                 context.remarks.append(Remark(self.name, label, False, outcome.why))
 
     def _visit(
-        self, graph: Graph, node: Node, values: ShapeValues, budget: _Budget
+        self, graph: Graph, node: Node, values: ShapeValues, budget: _Budget, growth: Growth
     ) -> Applied | Missed | None:
         known = values.visit(node)
         if known is not None and known.numbers is not None:
@@ -118,10 +120,12 @@ class FoldConstants(Pass):
         trains = node.op in ("Dropout", "BatchNormalization") and in_training_mode(graph, node)
         if trains is not False:
             return None
-        return self._evaluate(graph, node, budget)
+        return self._evaluate(graph, node, budget, growth)
 
-    def _evaluate(self, graph: Graph, node: Node, budget: _Budget) -> Applied | Missed:
-        trouble = self._size_trouble(graph, node, budget)
+    def _evaluate(
+        self, graph: Graph, node: Node, budget: _Budget, growth: Growth
+    ) -> Applied | Missed:
+        trouble = self._size_trouble(graph, node, budget, growth)
         if trouble is not None:
             return trouble
         inputs = [graph.constant_value(v) for v in graph.operands(node)]
@@ -136,7 +140,9 @@ class FoldConstants(Pass):
             return Missed(f"it evaluates to {len(results)} of {len(node.types)} results")
         return _write(graph, node, results)
 
-    def _size_trouble(self, graph: Graph, node: Node, budget: _Budget) -> Missed | None:
+    def _size_trouble(
+        self, graph: Graph, node: Node, budget: _Budget, growth: Growth
+    ) -> Missed | None:
         """The reason if the results are too large; else takes them out of the budget."""
         size = 0
         for each in node.types:
@@ -147,15 +153,18 @@ class FoldConstants(Pass):
             size += each.bytes or 0 if isinstance(each, TensorType) else 0
         if node.op in _SLOW and size > MAX_SLOW_ELEMENTS * 4:
             return Missed(f"its result {node.types[0]} is too large for the reference evaluator")
-        growth = max(0, size - _bytes_freed(graph, node))
-        if growth <= min(self.max_growth_bytes, budget.growth):
-            budget.growth -= growth
+        added = max(0, size - _bytes_freed(graph, node))
+        what = f"its result {node.types[0]}"
+        if (why := growth.refuse(graph, added, what, node.label)) is not None:
+            return Missed(why)
+        if added <= min(self.max_growth_bytes, budget.growth):
+            budget.growth -= added
             return None
-        if growth <= budget.weights and _is_weight(graph, node):
-            budget.weights -= growth
+        if added <= budget.weights and _is_weight(graph, node):
+            budget.weights -= added
             return None
         return Missed(
-            f"its result {node.types[0]} would add {growth} bytes; "
+            f"{what} would add {added} bytes; "
             f"max-growth-bytes={self.max_growth_bytes}, max-weight-bytes={self.max_weight_bytes}"
         )
 

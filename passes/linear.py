@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.passes.affine import Affine, broadcastable
+from pwopt.passes.estimate import constant_growth
 from pwopt.passes.rewriting import is_float, replace_node, shared_weight, text
 from pwopt.pipeline import Missed
 
@@ -68,7 +70,7 @@ def absorb_after(
     linear: Linear,
     affine: Affine,
     chain: Sequence[Node],
-    max_growth_bytes: int,
+    growth: Growth,
 ) -> str | None:
     """Replaces ``affine(linear(x))`` by one linear operator; ``chain`` computes ``affine``.
 
@@ -83,7 +85,7 @@ def absorb_after(
     with np.errstate(all="ignore"):
         new_w = w.astype(np.float64) * _along_outputs(node, w, affine.scale)
         new_b = _bias_after(node, w, b, affine)
-    trouble = _copy_trouble(graph, linear, affine, max_growth_bytes)
+    trouble = _growth_trouble(graph, linear, affine, new_b, chain, growth)
     trouble = trouble or _range_trouble(node, w.dtype, new_w, new_b, w)
     if trouble is not None:
         return trouble
@@ -117,7 +119,7 @@ def absorb_before(
     affine: Affine,
     x: Value,
     chain: Sequence[Node],
-    max_growth_bytes: int,
+    growth: Growth,
 ) -> str | None:
     """Replaces ``linear(affine(x))`` by one linear operator; ``chain`` computes ``affine``.
 
@@ -136,7 +138,7 @@ def absorb_before(
         new_b = _bias_before(node, wide, b, affine)
     if node.op == "MatMul" and new_b is not None:
         return f"{node.label} has no bias"
-    trouble = _copy_trouble(graph, linear, affine, max_growth_bytes)
+    trouble = _growth_trouble(graph, linear, affine, new_b, chain, growth)
     trouble = trouble or _range_trouble(node, w.dtype, new_w, new_b, w)
     if trouble is not None:
         return trouble
@@ -233,12 +235,27 @@ def _bias_before(node: Node, wide: np.ndarray, b: np.ndarray, affine: Affine) ->
     return total
 
 
-def _copy_trouble(
-    graph: Graph, linear: Linear, affine: Affine, max_growth_bytes: int
+def _growth_trouble(
+    graph: Graph,
+    linear: Linear,
+    affine: Affine,
+    new_b: np.ndarray | None,
+    chain: Sequence[Node],
+    growth: Growth,
 ) -> str | None:
-    if not affine.scales:
-        return None
-    return shared_weight(graph, linear.weight, max_growth_bytes)
+    """Why the new constants may not take more than what goes away with the chain."""
+    weight, node = linear.weight.tensor, linear.node
+    if affine.scales and (why := shared_weight(graph, linear.weight, growth)) is not None:
+        return why
+    item = (weight.bytes or 0) // max(1, weight.elements or 1)
+    new = (weight.bytes or 0) * affine.scales + (0 if new_b is None else item * new_b.size)
+    kept = [
+        v
+        for v, changed in ((linear.weight, affine.scales), (linear.bias, new_b is not None))
+        if not changed
+    ]
+    added = constant_growth(graph, [node, *chain], new, kept)
+    return growth.refuse(graph, added, f"the new weights of {node.label}")
 
 
 def _range_trouble(

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.passes.linear import is_padded, linear_at
 from pwopt.passes.rewriting import shared_weight
@@ -151,10 +152,10 @@ def origins(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for each in nodes for name in each.origin))
 
 
-def own_weights(graph: Graph, parts: Iterable[Matrix], max_growth_bytes: int) -> str | None:
+def own_weights(graph: Graph, parts: Iterable[Matrix], growth: Growth) -> str | None:
     """Why the weights may not be copied: they are shared beyond a bound."""
     for each in parts:
-        if (why := shared_weight(graph, each.weight, max_growth_bytes)) is not None:
+        if (why := shared_weight(graph, each.weight, growth)) is not None:
             return why
     return None
 

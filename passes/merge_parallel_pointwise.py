@@ -13,7 +13,7 @@ from pwopt.cost_model import cost_model
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import TensorType
 from pwopt.passes.affine import labels
-from pwopt.passes.estimate import MARGIN, sizes, spread
+from pwopt.passes.estimate import MARGIN, constant_growth, sizes, spread
 from pwopt.passes.matrix import (
     MATRIX_OPS,
     Matrix,
@@ -76,7 +76,9 @@ class MergeParallelPointwise(Rewrite):
             return None
         if len(alike) < 2:
             return Missed(_difference(own, read)) if peers[0] is node else None
-        if (trouble := own_weights(graph, alike, self.max_growth_bytes)) is not None:
+        if (
+            trouble := own_weights(graph, alike, context.growth(self.max_growth_bytes))
+        ) is not None:
             return Missed(trouble)
         shape, result = sizes(own.x), sizes(own.node.out)
         if shape is None or result is None:
@@ -91,6 +93,12 @@ class MergeParallelPointwise(Rewrite):
                 f"with {_others(best.parts)} one product is predicted to take {best.after:.1f} us,"
                 f" apart they take {best.before:.1f} us"
             )
+        new = sum(part.matrix.nbytes for part in best.parts)
+        if any(part.vector is not None for part in best.parts):
+            new += sum(part.outputs for part in best.parts) * own.matrix.itemsize
+        added = constant_growth(graph, [part.node for part in best.parts], new)
+        if (why := context.growth().refuse(graph, added, "zeros for absent biases")) is not None:
+            return Missed(why)
         where = "" if best.concat is None else f" within {best.concat.label}"
         text = f"merged with {_others(best.parts)}{where}"
         _apply(graph, best)

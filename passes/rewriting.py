@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pwopt.growth import Growth
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node, Opaque, Value
 from pwopt.ir.types import Type
 
@@ -139,7 +140,7 @@ def in_training_mode(graph: Graph, node: Node) -> bool | None:
     return None if array is None else bool(np.any(array))
 
 
-def shared_weight(graph: Graph, weight: Value, max_growth_bytes: int) -> str | None:
+def shared_weight(graph: Graph, weight: Value, growth: Growth) -> str | None:
     """Why a constant may not be replaced by a changed copy for one of its readers.
 
     The bound is on what the model would grow by if every reader came to ask for its own copy.
@@ -148,10 +149,5 @@ def shared_weight(graph: Graph, weight: Value, max_growth_bytes: int) -> str | N
         the reason, or None where it may be copied.
     """
     readers = graph.reader_count(weight) + graph.is_output(weight)
-    growth = (weight.tensor.bytes or 0) * (readers - 1)
-    if growth <= max_growth_bytes:
-        return None
-    return (
-        f"weight {weight.label!r} is shared by {readers} readers; copies of it would add "
-        f"{growth} bytes, more than max-growth-bytes={max_growth_bytes}"
-    )
+    what = f"weight {weight.label!r} is shared by {readers} readers; copies of it"
+    return growth.refuse(graph, (weight.tensor.bytes or 0) * (readers - 1), what)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node, Value
 from pwopt.ir.types import TensorType
+from pwopt.passes.estimate import constant_growth
 from pwopt.passes.mixing import UNARY
 from pwopt.passes.rewriting import int_list, is_dynamic
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
@@ -56,6 +57,9 @@ class SinkTranspose(Rewrite):
             return None
         if not region.saves():
             return Missed("as many elements would be transposed behind what follows as before")
+        what = f"transposed constants behind {node.label}"
+        if (why := context.growth().refuse(graph, region.added(), what)) is not None:
+            return Missed(why)
         label = node.label
         region.write()
         return Applied(f"moved {label} and those beside it down through {len(region.inner)} nodes")
@@ -160,6 +164,15 @@ class _Region:
             if graph.is_output(value) or any(_perm(reader) is None for reader in outside):
                 balance += 0 if _is_identity(perm) else _elements(value)
         return balance < 0
+
+    def added(self) -> int:
+        """Bytes by which the constants grow, where others read them, too."""
+        new = 0
+        for node in self.inner:
+            if node.op not in _REDUCTIONS and node.op not in UNARY:
+                arrays = map(self.graph.constant_value, self.graph.operands(node))
+                new += sum(a.nbytes for a in arrays if a is not None and a.size > 1)
+        return constant_growth(self.graph, self.inner, new)
 
     def write(self) -> None:
         """Puts the region on the values before the Transposes."""

@@ -88,7 +88,7 @@ class SumOfPointwise(Rewrite):
             parts.append(part)
         if (why := _sum_trouble(graph, node, parts)) is not None:
             return Missed(why)
-        if (why := own_weights(graph, parts, self.max_growth_bytes)) is not None:
+        if (why := own_weights(graph, parts, context.growth(self.max_growth_bytes))) is not None:
             return Missed(why)
         if parts[0].x == parts[1].x and parts[0].strides == parts[1].strides:
             return _add_weights(graph, node, parts)
@@ -151,7 +151,7 @@ class SumOfPointwise(Rewrite):
             return Missed(f"the shape of {x.label} is not known: {x.tensor}")
         if graph.opset < 7:
             return Missed(f"operator set {graph.opset} has no Add that needs no attributes")
-        if (why := own_weights(graph, [part], self.max_growth_bytes)) is not None:
+        if (why := own_weights(graph, [part], context.growth(self.max_growth_bytes))) is not None:
             return Missed(why)
         parts = _columns(part, operands, [shape[along] for shape in known])
         model, pixels = cost_model(context.hardware), spread(result, along)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pwopt import driver, hardware
 from pwopt.errors import CodegenError, FrontendError, UsageError
+from pwopt.growth import MAX_GROWTH
 from pwopt.hardware import Hardware
 from pwopt.output import REPORT, staged
 from pwopt.report import Report
@@ -30,6 +31,7 @@ class Request:
         input_shapes: sizes for open dimensions, by input name.
         mcpu: LLVM's name of the processor, or None for this machine's.
         verify: whether to check the results against the original.
+        max_growth: share by which the model's file may become larger.
         compile: whether to make an executable.
     """
 
@@ -41,6 +43,7 @@ class Request:
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     mcpu: str | None = None
     verify: bool = True
+    max_growth: float = MAX_GROWTH
     compile: bool = True
 
 
@@ -71,6 +74,7 @@ def build(
             request.target,
             request.passes,
             verify=request.verify,
+            max_growth=request.max_growth,
             hardware=machine,
             input_shapes=request.input_shapes,
             progress=progress,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pwopt import cost, numerics
+from pwopt import numerics
 from pwopt.errors import NumericsError, PwoptError
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
@@ -178,7 +178,7 @@ def exported(graph: Graph) -> Iterator[Path | bytes]:
     """The graph as something that ONNX Runtime loads: bytes, or a temporary file where too big."""
     from pwopt import frontend
 
-    if cost.constant_bytes(graph) < MAX_SERIALIZED_BYTES:
+    if graph.constant_bytes < MAX_SERIALIZED_BYTES:
         yield frontend.export(graph).SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix="pwopt-") as folder:

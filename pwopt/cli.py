@@ -20,6 +20,7 @@ import typer
 
 from pwopt import env
 from pwopt.errors import PwoptError, UsageError
+from pwopt.growth import MAX_GROWTH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,6 +72,9 @@ def optimize(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the result against the original.")
     ] = True,
+    max_growth: Annotated[
+        float, typer.Option(metavar="SHARE", help="How much larger the model's file may become.")
+    ] = MAX_GROWTH,
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Make an executable, too.")
     ] = True,
@@ -97,6 +101,7 @@ def optimize(
         input_shapes=parse_shapes(input_shape),
         mcpu=mcpu,
         verify=verify,
+        max_growth=max_growth,
         compile=compile_,
     )
     with _Progress(quiet) as progress:

@@ -33,11 +33,6 @@ def parameters(graph: Graph) -> int:
     return sum(t.elements or 0 for t in _constant_types(graph) if _is_floating(t))
 
 
-def constant_bytes(graph: Graph) -> int:
-    """Size of all constants in bytes."""
-    return sum(t.bytes or 0 for t in _constant_types(graph))
-
-
 def _constant_types(graph: Graph) -> list[TensorType]:
     types = (node.types[0] for node in graph.nodes() if node.is_constant)
     return [t for t in types if isinstance(t, TensorType)]

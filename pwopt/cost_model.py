@@ -19,7 +19,6 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from weakref import WeakKeyDictionary
 
 from pwopt import cost
 from pwopt.hardware import Hardware
@@ -91,7 +90,6 @@ class CostModel:
     def __init__(self, hardware: Hardware, *, copies: bool = False) -> None:
         """A model of ``hardware``; ``copies`` counts views and Concat as copies."""
         self.hardware, self.copies = hardware, copies
-        self._constants: WeakKeyDictionary[Graph, int] = WeakKeyDictionary()
 
     def node_us(self, graph: Graph, node: Node) -> float:
         """Predicted microseconds of a node on one core; what has no known shape counts nothing."""
@@ -102,8 +100,7 @@ class CostModel:
         return sum(self.node_us(graph, node) for node in nodes)
 
     def graph_us(self, graph: Graph) -> float:
-        """One inference. Counts the graph's constants again, which the others remember."""
-        self._constants[graph] = cost.constant_bytes(graph)
+        """One inference."""
         return self.nodes_us(graph, graph.nodes())
 
     def bottleneck(self, graph: Graph, node: Node) -> str:
@@ -144,10 +141,7 @@ class CostModel:
 
     def weight_level(self, graph: Graph) -> str:
         """Where the weights of a graph come from in every run: "l2", "l3" or "dram"."""
-        found = self._constants.get(graph)
-        if found is None:
-            found = self._constants[graph] = cost.constant_bytes(graph)
-        return self._level(found)
+        return self._level(graph.constant_bytes)
 
     def estimate(self, graph: Graph, node: Node) -> Estimate:
         """The parts of a node's time."""

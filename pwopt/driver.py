@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pwopt import checks, env, hardware, limits
+from pwopt import checks, env, growth, hardware, limits
 from pwopt.checks import Reference, Verification
 from pwopt.errors import NumericsError, PwoptError, UsageError
+from pwopt.growth import MAX_GROWTH, Budget
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest
-from pwopt.report import Compilation, Report, Source, summarize
+from pwopt.report import Compilation, FileSize, Report, Source, summarize
 
 if TYPE_CHECKING:
     from pwopt.targets.executable import Executable
@@ -52,6 +53,7 @@ def optimize(
     passes: str | Sequence[Pass] | None = None,
     *,
     verify: bool = True,
+    max_growth: float = MAX_GROWTH,
     hardware: Hardware | None = None,
     input_shapes: Shapes | None = None,
     dump: str | Path | None = None,
@@ -64,6 +66,8 @@ def optimize(
         target: "cpu" or "cuda".
         passes: a spec such as ``"my-pass,default"``, passes, or None for the default.
         verify: compare the result with the original in ONNX Runtime on seeded random inputs.
+        max_growth: share by which the model's file may become larger; rewrites that would copy or
+            expand more weights are not made.
         hardware: what to optimize for; this machine if left out.
         input_shapes: sizes for open dimensions, by input name.
         dump: a folder for the graph's text after each pass that changed it; ``PWOPT_DUMP`` if
@@ -71,7 +75,7 @@ def optimize(
         progress: called with a few words at the start of each step.
 
     Raises:
-        UsageError: an unknown target, pass or option.
+        UsageError: an unknown target, pass or option, or a negative growth.
         FrontendError: the model cannot be read.
         PassError: a pass failed.
         NumericsError: the result differs from the original; the message names the guilty pass.
@@ -86,7 +90,9 @@ def optimize(
     machine = hardware or _host()
     graph = original.copy()
     step("optimizing")
-    rows = _run(graph, sequence, machine, target, _dumper(dump))
+    room = growth.budget(original, max_growth)
+    rows = _run(graph, sequence, machine, target, room, _dumper(dump))
+    file = _file_size(model, original, graph, max_growth, room)
     verification, reference = Verification("skipped", reason="not asked for"), None
     if verify:
         step("checking against the original")
@@ -98,7 +104,7 @@ def optimize(
             try:
                 verification = checks.verify(reference, graph)
             except NumericsError as error:
-                guilty = _divergence(original, sequence, machine, target, reference)
+                guilty = _divergence(original, sequence, machine, target, max_growth, reference)
                 raise NumericsError(f"{error}; {guilty}") from error
     report = Report(
         version=_version(),
@@ -109,6 +115,7 @@ def optimize(
         after=summarize(graph, machine),
         passes=tuple(rows),
         verification=verification,
+        file=file,
         seconds=time.perf_counter() - start,
     )
     return Optimized(graph, report, reference)
@@ -280,9 +287,29 @@ def _run(
     passes: Sequence[Pass],
     machine: Hardware,
     target: str,
+    room: Budget,
     after_pass: Callable[[Graph, Pass, PassReport], None] | None,
 ) -> list[PassReport]:
-    return Pipeline(passes, after_pass=after_pass).run(graph, Context(machine, target))
+    context = Context(machine, target, budget=room)
+    return Pipeline(passes, after_pass=after_pass).run(graph, context)
+
+
+def _file_size(
+    model: Model, original: Graph, optimized: Graph, max_growth: float, room: Budget
+) -> FileSize:
+    """Measures both files; the optimized one does without inferable types if it is too large."""
+    from pwopt import frontend
+
+    raw = _raw(model)
+    before = raw.stat().st_size if isinstance(raw, Path) else len(raw or b"")
+    if before < original.constant_bytes:  # a graph, or weights in a file of their own
+        before = frontend.file_bytes(original)
+    after = frontend.file_bytes(optimized)
+    if after > before + growth.allowance(before, max_growth):
+        optimized.metadata[frontend.LEAN] = True
+        after = frontend.file_bytes(optimized)
+    refused = room.refused
+    return FileSize(before, after, max_growth, len(refused), sum(refused.values()))
 
 
 def _dumper(folder: str | Path | None) -> Callable[[Graph, Pass, PassReport], None] | None:
@@ -304,7 +331,12 @@ def _dumper(folder: str | Path | None) -> Callable[[Graph, Pass, PassReport], No
 
 
 def _divergence(
-    original: Graph, passes: Sequence[Pass], machine: Hardware, target: str, reference: Reference
+    original: Graph,
+    passes: Sequence[Pass],
+    machine: Hardware,
+    target: str,
+    max_growth: float,
+    reference: Reference,
 ) -> str:
     """Which pass the error came with: runs them again and bisects over the graphs in between."""
     snapshots: list[tuple[str, Graph]] = []
@@ -321,7 +353,7 @@ def _divergence(
     graph = original.copy()
     if wrong(graph):
         return "it does so before any pass, so the frontend is at fault"
-    _run(graph, passes, machine, target, keep)
+    _run(graph, passes, machine, target, growth.budget(original, max_growth), keep)
     low, high = -1, len(snapshots) - 1  # the last good graph, the first bad one
     while high - low > 1:
         middle = (low + high) // 2

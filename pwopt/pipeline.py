@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from pwopt import hardware
 from pwopt.cost_model import CostModel, cost_model
 from pwopt.errors import PassError, PwoptError, UsageError
+from pwopt.growth import Budget, Growth
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph, Node
@@ -67,6 +68,7 @@ class Context:
         hardware: the machine that the graph is optimized for.
         target: "cpu" or "cuda".
         remarks: filled by the passes.
+        budget: what the constants of the graph may take; unlimited if left out.
         max_rewrites: rewrites that are still made, None for all; how a wrong one is searched for.
         barred: nodes, by pass spec and id, that a pass leaves alone.
         anchors: ids of the nodes whose rewrites were made, in order.
@@ -75,6 +77,7 @@ class Context:
     hardware: Hardware = field(default_factory=hardware.host)
     target: str = "cpu"
     remarks: list[Remark] = field(default_factory=list)
+    budget: Budget = field(default_factory=Budget)
     max_rewrites: int | None = None
     barred: set[tuple[str, int]] = field(default_factory=set)
     anchors: list[int] = field(default_factory=list)
@@ -83,6 +86,10 @@ class Context:
     def cost_model(self) -> CostModel:
         """Predicts how long nodes take on the hardware; passes ask it before they rewrite."""
         return cost_model(self.hardware)
+
+    def growth(self, max_bytes: int | None = None) -> Growth:
+        """What a pass may add to the constants, by its own bound and the run's."""
+        return Growth(self.budget, max_bytes)
 
     def may_rewrite(self, each: Pass, node: Node) -> bool:
         """Whether a pass may rewrite at a node; asked before it looks at it."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pwopt import cost
 from pwopt.checks import Verification
 from pwopt.cost_model import cost_model
+from pwopt.growth import allowance
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node
 from pwopt.output import GENERATOR, REPORT
@@ -56,6 +57,25 @@ class Source:
 
 
 @dataclass(frozen=True)
+class FileSize:
+    """What the model takes as a file.
+
+    Attributes:
+        before: bytes of the original, its data file included.
+        after: the same of the optimized model.
+        max_growth: share of ``before`` by which it may grow.
+        refused: rewrites that were not made because it would grow by more.
+        refused_bytes: what they would have added.
+    """
+
+    before: int
+    after: int
+    max_growth: float
+    refused: int = 0
+    refused_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Compilation:
     """What the target made of the graph.
 
@@ -88,6 +108,7 @@ class Report:
     after: GraphSummary
     passes: tuple[PassReport, ...]
     verification: Verification
+    file: FileSize
     compilation: Compilation | None = None
     seconds: float = 0.0
     schema: int = SCHEMA
@@ -112,7 +133,7 @@ def summarize(graph: Graph, hardware: Hardware) -> GraphSummary:
         macs=cost.graph_macs(graph),
         pointwise_macs=sum(cost.node_macs(graph, n) for n in operations if is_pointwise(graph, n)),
         parameters=cost.parameters(graph),
-        parameter_bytes=cost.constant_bytes(graph),
+        parameter_bytes=graph.constant_bytes,
         ops=dict(Counter(n.op for n in operations).most_common()),
         predicted_us=cost_model(hardware).graph_us(graph),
     )
@@ -238,6 +259,7 @@ def _summary(report: Report) -> list[str]:
         f"predicted   {microseconds(before.predicted_us)} -> {microseconds(after.predicted_us)}"
         f" on one core of {report.hardware.mcpu}",
     ]
+    lines.append(_file_text(report.file))
     lines.append(f"checked     {_check_text(check)}")
     if report.compilation is not None:
         c = report.compilation
@@ -259,6 +281,19 @@ def _fallback_lines(fallbacks: list[Any], shown: int = 5) -> list[str]:
     if len(fallbacks) > shown:
         lines.append(f"            and {len(fallbacks) - shown} more, see {REPORT}")
     return lines
+
+
+def _file_text(file: FileSize) -> str:
+    text = f"file        {human(file.before)}B -> {human(file.after)}B"
+    allowed = f"--max-growth {file.max_growth:g}"
+    if file.after > file.before + allowance(file.before, file.max_growth):
+        text += f", more than {allowed} allows: it is names and attributes that grew"
+    if file.refused:
+        text += (
+            f"; {allowed} held back {file.refused} rewrites that would add "
+            f"{human(file.refused_bytes)}B, see --explain"
+        )
+    return text
 
 
 def _check_text(check: Verification) -> str:

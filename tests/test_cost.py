@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pwopt.cost import constant_bytes, graph_macs, node_macs, parameters
+from pwopt.cost import graph_macs, node_macs, parameters
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Value
 from pwopt.ir.internal import expand
 from pwopt.ir.types import Dim, TensorType
@@ -54,4 +54,4 @@ def test_constants() -> None:
     graph.constant(np.ones(5, np.float16))
     graph.constant(np.ones(2, np.int64))
     assert parameters(graph) == 17
-    assert constant_bytes(graph) == 48 + 10 + 16
+    assert graph.constant_bytes == 48 + 10 + 16

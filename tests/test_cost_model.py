@@ -218,8 +218,6 @@ def test_weights_of_a_large_model_come_from_memory() -> None:
     small = CostModel(AVX512)
     before = small.node_us(graph, node)
     graph.constant(np.zeros(64 << 20, np.float32))
-    assert small.node_us(graph, node) == before  # counted once
-    assert small.graph_us(graph) > before
     assert small.weight_level(graph) == "dram"
     assert small.node_us(graph, node) > before
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pwopt.ir.graph import Graph, Node
 
 KEY = "onnx"
+LEAN = "lean"  # in a graph's metadata: export leaves out the types that ONNX can infer
 
 
 @dataclass

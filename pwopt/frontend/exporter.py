@@ -25,7 +25,7 @@ from pwopt.frontend.attributes import (
     schema_kinds,
     subgraphs,
 )
-from pwopt.frontend.carried import carried
+from pwopt.frontend.carried import LEAN, carried
 from pwopt.frontend.inference import fill
 from pwopt.frontend.names import Names
 from pwopt.frontend.tensors import decode_type, encode, encode_type
@@ -87,6 +87,7 @@ class _Exporter:
         self._direct: dict[tuple[int, int], str] = {}  # outputs that a node writes itself
         self._copied: list[tuple[str, Value]] = []  # outputs that need an Identity
         self._dtypes: set[str] = set()
+        self._lean = bool(graph.metadata.get(LEAN))
 
     def run(self) -> ModelProto:
         """The model."""
@@ -199,6 +200,8 @@ class _Exporter:
             self._note_type(value_type)
             name = self._names[node.id, index]
             known = isinstance(value_type, OpaqueType) or value_type.dtype is not None
+            if self._lean and not node.domain:
+                continue
             if name and known and (node.id, index) not in self._direct:
                 self._proto.value_info.add(name=name, type=encode_type(value_type))
 

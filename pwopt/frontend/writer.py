@@ -56,6 +56,24 @@ def save(graph: Graph, path: str | os.PathLike[str], external_data: bool | None 
         raise FrontendError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+def file_bytes(graph: Graph) -> int:
+    """Size of the file that :func:`save` would write, its data file included, to some bytes.
+
+    Raises:
+        FrontendError: an attribute has no ONNX form.
+    """
+    data = 0
+
+    def count(array: np.ndarray, name: str) -> TensorProto:
+        nonlocal data
+        if array.dtype == object:
+            return encode(array, name)
+        data += raw_size(array)
+        return header(array, name)
+
+    return int(build(graph, count).ByteSize()) + data
+
+
 def _constant_bytes(graph: Graph) -> int:
     return sum(raw_size(n.attributes["value"]) for n in graph.nodes() if n.is_constant)
 

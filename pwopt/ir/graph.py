@@ -74,6 +74,7 @@ class Graph:
         self._output_uses: dict[tuple[int, int], int] = {}
         self._next_id = 0
         self._size = 0
+        self._constant_bytes = 0
         self._operands: dict[int, tuple[Value | None, ...]] = {}  # of nodes whose edges stand
         self._order: tuple[int, list[Node]] = (-1, [])  # of one version
 
@@ -90,6 +91,11 @@ class Graph:
     def opset(self) -> int:
         """Version of ONNX's own operator set."""
         return self.opsets.get(ONNX_DOMAIN, 1)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Size of all constants in bytes; kept up to date, so asking costs nothing."""
+        return self._constant_bytes
 
     @property
     def inputs(self) -> tuple[Node, ...]:
@@ -302,6 +308,7 @@ class Graph:
         self._graph.remove_node(node.id)
         del self._nodes[node.id]
         self._size -= node.domain != GRAPH_DOMAIN
+        self._constant_bytes -= _bytes(node)
         self._operands.pop(node.id, None)
         self.version += 1
 
@@ -332,6 +339,7 @@ class Graph:
         other._output_uses = dict(self._output_uses)
         other._next_id = self._next_id
         other._size = self._size
+        other._constant_bytes = self._constant_bytes
         other._operands = dict(self._operands)
         other._order = self._order
         return other
@@ -401,12 +409,17 @@ class Graph:
         self._nodes[node.id] = node
         self._next_id = node.id + 1
         self._size += node.domain != GRAPH_DOMAIN
+        self._constant_bytes += _bytes(node)
 
     def _count_outputs(self) -> None:
         self._output_uses = {}
         for _, value in self._outputs:
             key = (value.node.id, value.index)
             self._output_uses[key] = self._output_uses.get(key, 0) + 1
+
+
+def _bytes(node: Node) -> int:
+    return Value(node).tensor.bytes or 0 if node.is_constant else 0
 
 
 def walk_up(graph: Graph, value: Value) -> Iterator[Node]:
