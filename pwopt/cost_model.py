@@ -195,7 +195,8 @@ class CostModel:
         hardware = self.hardware
         depthwise = group > 1 and reduction == taps
         per_group = channels if depthwise else max(1, channels // group)
-        padded = math.ceil(per_group / hardware.lanes) * hardware.lanes
+        lanes = hardware.for_channels(per_group).lanes
+        padded = math.ceil(per_group / lanes) * lanes
         efficiency = hardware.depthwise_efficiency if depthwise else hardware.efficiency
         us = 2e-3 * macs * padded / per_group / (hardware.peak_gflops * efficiency)
         if not depthwise:  # each tile clears its accumulators and stores them once

@@ -20,6 +20,7 @@ class Hardware:
         lanes: float32 elements of a vector register.
         registers: number of vector registers.
         masks: whether loads and stores can be masked for free (AVX-512).
+        splits: whether a vector operation takes two turns, so that half a vector costs half.
         l1_bytes, l2_bytes, l3_bytes: data cache sizes; L1 and L2 of one core.
         peak_gflops: estimate of the fp32 FMA peak of one core, GFLOP/s.
         bandwidth_gbps: estimate of one core's memory read bandwidth, GB/s.
@@ -36,6 +37,7 @@ class Hardware:
     lanes: int
     registers: int
     masks: bool
+    splits: bool = False
     l1_bytes: int = 32 * 1024
     l2_bytes: int = 1024 * 1024
     l3_bytes: int = 32 * 1024 * 1024
@@ -52,12 +54,19 @@ class Hardware:
     overlap: float = 0.8
     triple: str = ""
 
+    def for_channels(self, channels: int) -> Hardware:
+        """The machine with vectors as wide as waste the least on so many channels."""
+        half = self.lanes // 2
+        odd = -(-channels // half) % 2  # a last vector that half of one could hold
+        return replace(self, lanes=half) if self.splits and odd else self
+
 
 AVX512 = Hardware("x86-64-v4", lanes=16, registers=32, masks=True)
 # Zen 4 splits 512-bit operations in two. On an EPYC (3.7 GHz, 32 MB of L3 a die), 2026-11-21, idle.
 ZEN4 = replace(
     AVX512,
     mcpu="znver4",
+    splits=True,
     peak_gflops=118.0,
     bandwidth_gbps=36.0,
     l2_gbps=98.0,

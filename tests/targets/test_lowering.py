@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -669,6 +670,36 @@ def test_blocks_of_a_batch_with_two_threads(name: str) -> None:
         output.type.tensor_type.shape.dim[0].dim_value = 3
     x = normal(*(d.dim_value for d in dims))
     check(source, {"input": x}, optimized=True, threads=2)
+
+
+@pytest.mark.parametrize("channels", [8, 24, 40, 5, 21])
+def test_half_vectors_of_channels(channels: int) -> None:
+    """Processors that split vectors get narrower ones where the last would be half empty."""
+    halving = dataclasses.replace(levels()[0], splits=True)
+    weights = {
+        "a": normal(channels, 16, 1, 1) / 4,
+        "b": normal(channels),
+        "d": normal(channels, 1, 3, 3) / 3,
+        "k": normal(channels * 3, channels, 3, 3) / 9,
+        "g": normal(channels * 3, channels, 1, 1) / 4,
+        "t": normal(channels * 3, channels, 2, 2) / 4,
+        "f": normal(channels, channels) / 4,
+    }
+    nodes = [
+        node("Conv", "x a b", "p"),
+        node("Relu", "p", "q"),
+        node("Conv", "q d", "r", pads=[1, 1, 1, 1], group=channels),
+        node("Add", "r q", "s"),
+        node("Conv", "s k", "u", pads=[1, 1, 1, 1]),
+        node("Conv", "u g", "v", group=3),
+        node("ConvTranspose", "v t", "y", strides=[2, 2]),
+        node("GlobalAveragePool", "s", "h"),
+        node("Flatten", "h", "i"),
+        node("Gemm", "i f", "z"),
+    ]
+    inputs = {"x": normal(1, 16, 9, 11)}
+    for optimized in (False, True):
+        check(model(nodes, inputs, "y z", weights), inputs, optimized=optimized, hardware=halving)
 
 
 @pytest.mark.parametrize("name", ["concat_of_concats", "borders_of_two_widths", "scalars"])

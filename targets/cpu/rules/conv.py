@@ -105,6 +105,8 @@ def _emit(
     out_channels, per_group = weight.shape[0], weight.shape[1]
     operands = (lowering.required(node, 1), bias)  # nodes that share weights share their packing
     if per_group == 1 and groups == out_channels > 1 and xv.strides[3] == 1:
+        if out_channels < 4 * hardware.lanes:  # wider ones lose as much to their shorter loads
+            hardware = hardware.for_channels(out_channels)
         w, b = packed_weights(
             lowering,
             (depthwise, *operands),
@@ -113,11 +115,12 @@ def _emit(
         factory: Callable[..., Any] = depthwise
         arguments: tuple[Any, ...] = (xv, yv, window, program, extra_views, hardware, threads)
     else:
+        hardware = hardware.for_channels(out_channels // groups)
         geometry = Geometry(xv, yv, extra_views, window, groups, hardware.lanes)
         tile = choose_tile(geometry, hardware)
         w, b = packed_weights(
             lowering,
-            (conv, *operands, groups, tile.nrv),
+            (conv, *operands, groups, tile.nrv, hardware.lanes),
             lambda: pack_conv(weight, bias_array, groups, tile, hardware.lanes),
         )
         factory = conv

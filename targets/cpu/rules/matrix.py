@@ -90,7 +90,7 @@ def _constant_product(
     rows = yv.reshape(flat)
     if rows is None:
         raise Unsupported("the layout of its result")
-    views, hardware = tuple(v for _, v in placed), lowering.hardware
+    views, hardware = tuple(v for _, v in placed), lowering.hardware.for_channels(flat[1])
     tile = choose_tile(gemm_geometry(xv, rows, views, hardware.lanes), hardware)
     w, b = packed_weights(
         lowering,

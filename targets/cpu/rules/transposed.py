@@ -102,7 +102,7 @@ def _emit(
         weight, pads = weight[:, :, None, :], (0, *pads)
     (xp, xv), (yp, yv) = place(image_tensor(source)), place(image_tensor(target))
     window = Window((weight.shape[2], weight.shape[3]), pads=(pads[0], pads[1]))
-    hardware = lowering.hardware
+    hardware = lowering.hardware.for_channels(weight.shape[0] // groups)
     tile = choose_tile(Geometry(xv, yv, (), window, groups, hardware.lanes), hardware)
     w, b = packed_weights(
         lowering,
