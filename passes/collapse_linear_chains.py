@@ -113,6 +113,9 @@ def _collapse_convolutions(graph: Graph, first: Node, node: Node) -> str | None:
         "group": group,
         "strides": tuple(s * t for s, t in zip(a.strides, b.strides, strict=True)),
     }
+    if taps == 1:
+        # SAME pads a 1x1 by nothing; ONNX Runtime by less than nothing beyond a stride of 2.
+        attributes.pop("auto_pad", None)
     array = np.ascontiguousarray(kernel.reshape(*shape[:2], *spatial[2:]).astype(dtype))
     origin = (*a.linear.weight.node.origin, *b.linear.weight.node.origin)
     operands = [a.linear.x, graph.constant(array, origin=origin)]

@@ -31,6 +31,7 @@ _KERNELS: dict[str, kernels.Kernel] = {
     "DequantizeLinear": kernels.quantize,
     "Div": kernels.div,
     "Erf": kernels.erf,
+    "Flatten": kernels.flatten,
     "Gelu": kernels.gelu,
     "GlobalAveragePool": kernels.global_pool,
     "GlobalLpPool": kernels.global_pool,

@@ -253,6 +253,14 @@ def erf(node: Node, inputs: Arrays, opset: int) -> list[np.ndarray]:
     return [np.fromiter(flat, np.float64, x.size).reshape(x.shape).astype(x.dtype)]
 
 
+def flatten(node: Node, inputs: Arrays, opset: int) -> list[np.ndarray]:
+    """Flatten; onnx.reference leaves a size to NumPy, which cannot tell it where there is none."""
+    x = _array(inputs, 0)
+    axis = node.get("axis", 1)
+    axis += x.ndim if axis < 0 else 0
+    return [x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))]
+
+
 def gelu(node: Node, inputs: Arrays, opset: int) -> list[np.ndarray]:
     """Gelu, exact or by tanh."""
     x = _array(inputs, 0)
