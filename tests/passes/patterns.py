@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,7 +127,9 @@ def constant_parts(b: Situated, x: Value) -> Value:
     bias = b.op("Reshape", b.weight(2, 4), b.shape(8))
     x = b.op("Conv", x, w, bias, group=group, **b.situation.narrow)
     batch = b.op("Gather", b.op("Shape", x), b.shape(0), axis=0)
-    flat = b.op("Reshape", x, b.op("Concat", batch, b.shape(-1), axis=0))
+    empty = b.situation.batch == 0  # then -1 would stand for any number
+    rest = math.prod(x.shape[1:]) if empty and x.shape else -1
+    flat = b.op("Reshape", x, b.op("Concat", batch, b.shape(rest), axis=0))
     return b.op("Add", flat, b.op("Neg", b.number(1.5)))
 
 
