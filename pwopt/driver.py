@@ -17,6 +17,7 @@ from pwopt.checks import Reference, Verification
 from pwopt.errors import NumericsError, PwoptError, UsageError
 from pwopt.growth import MAX_GROWTH, Budget
 from pwopt.hardware import Hardware
+from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest
@@ -47,6 +48,7 @@ class Optimized:
     reference: Reference | None = field(default=None, repr=False)
 
 
+@no_garbage_collection()
 def optimize(
     model: Model,
     target: str = "cpu",

@@ -265,7 +265,7 @@ class Pipeline:
         try:
             each.run(graph, context)
             if graph.version != version:
-                verify(graph)
+                verify(graph, since=version)
         except PassError:
             raise
         except PwoptError as error:

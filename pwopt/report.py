@@ -15,6 +15,7 @@ from pwopt.checks import Verification
 from pwopt.cost_model import cost_model
 from pwopt.growth import allowance
 from pwopt.hardware import Hardware
+from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node
 from pwopt.output import GENERATOR, REPORT
 from pwopt.pipeline import PassReport
@@ -120,6 +121,7 @@ class Report:
         assert isinstance(plain, dict)
         return plain
 
+    @no_garbage_collection()
     def dumps(self) -> str:
         """The text of ``report.json``."""
         return json.dumps(self.to_json(), indent=1) + "\n"

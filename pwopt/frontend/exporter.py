@@ -62,11 +62,11 @@ def export(graph: Graph) -> ModelProto:
 
 def build(graph: Graph, weights: Weights) -> ModelProto:
     """Like :func:`export`, with constants written by ``weights(array, name)``."""
-    if any(node.domain == KERNEL_DOMAIN for node in graph.nodes()):
-        from pwopt.ir.internal import expand
-
-        graph = expand(graph)
     with no_garbage_collection():
+        if any(node.domain == KERNEL_DOMAIN for node in graph.nodes()):
+            from pwopt.ir.internal import expand
+
+            graph = expand(graph)
         return _Exporter(graph, weights).run()
 
 

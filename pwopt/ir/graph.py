@@ -3,10 +3,12 @@
 Nodes are operations; constants and graph inputs are nodes too. An edge is one operand: its key is
 the operand slot and its ``index`` the result that it reads, so ``Add(x, x)`` has two edges. Wiring
 changes only through :meth:`Graph.add`, :meth:`Graph.replace_uses` and :meth:`Graph.erase`, and each
-of them bumps :attr:`Graph.version`.
+of them adds the nodes that it changed to a log, whose length is :attr:`Graph.version`.
 
-The networkx graph is what holds. Operands by node and the topological order are remembered beside
-it until they change, because every pass reads them and networkx's views are slow.
+The networkx graph is what holds. What every pass reads is kept beside it, because networkx's views
+are slow: operands by node, readers by result where a node has several results, and the topological
+order. Every method but those that speak of the whole graph takes time in proportion to what it
+returns or changes, however many nodes the graph has.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import networkx as nx
 import numpy as np
 
 from pwopt.errors import IRError
+from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.node import (
     CONSTANT,
     GRAPH_DOMAIN,
@@ -33,6 +36,7 @@ from pwopt.ir.node import (
     Value,
 )
 from pwopt.ir.types import Type, of_array
+from pwopt.ir.wiring import Edges, Wiring
 
 __all__ = [
     "CONSTANT",
@@ -49,7 +53,8 @@ __all__ = [
 ]
 
 
-_Adjacency = Mapping[int, Mapping[int, Mapping[int, Mapping[str, int]]]]
+_NOTHING: list[Value | None] = []  # operands of a constant; one list for all of them
+_Key = tuple[int, int]  # of a value: node id and index
 
 
 class Graph:
@@ -59,23 +64,24 @@ class Graph:
         name: the ONNX graph's name.
         opsets: operator set version by domain.
         metadata: whatever of the model file is carried along for export.
-        version: grows with every change of the wiring.
     """
 
     def __init__(self, name: str = "graph", opsets: Mapping[str, int] | None = None) -> None:
         self.name = name
         self.opsets: dict[str, int] = dict(opsets or {ONNX_DOMAIN: 17})
         self.metadata: dict[str, Any] = {}
-        self.version = 0
-        self._graph: nx.MultiDiGraph[int] = nx.MultiDiGraph()
+        self._log: list[int] = []  # ids of nodes as they were added, rewired or erased
+        self._graph = Wiring()
         self._nodes: dict[int, Node] = {}
         self._inputs: list[Node] = []
         self._outputs: list[tuple[str, Value]] = []
-        self._output_uses: dict[tuple[int, int], int] = {}
+        self._output_names: set[str] = set()
+        self._output_uses: dict[_Key, list[int]] = {}  # positions by value
         self._next_id = 0
         self._size = 0
         self._constant_bytes = 0
-        self._operands: dict[int, tuple[Value | None, ...]] = {}  # of nodes whose edges stand
+        self._operands: dict[int, list[Value | None]] = {}
+        self._readers: dict[_Key, set[tuple[int, int]]] = {}  # of results of nodes with several
         self._order: tuple[int, list[Node]] = (-1, [])  # of one version
 
     # --- reading -----------------------------------------------------------------------------
@@ -86,6 +92,15 @@ class Graph:
 
     def __contains__(self, node: object) -> bool:
         return isinstance(node, Node) and self._nodes.get(node.id) is node
+
+    @property
+    def version(self) -> int:
+        """Grows with every change of the wiring."""
+        return len(self._log)
+
+    def changed_since(self, version: int) -> set[int]:
+        """Ids of the nodes that were added, erased or got other operands since a version."""
+        return set(self._log[version:])
 
     @property
     def opset(self) -> int:
@@ -122,44 +137,35 @@ class Graph:
 
     def operands(self, node: Node) -> tuple[Value | None, ...]:
         """The values a node reads, by slot; None for an absent optional operand."""
-        found = self._operands.get(node.id)
-        if found is None:
-            slots: list[Value | None] = [None] * node.arity
-            for source, edges in self._pred[node.id].items():
-                for slot, data in edges.items():
-                    slots[slot] = Value(self._nodes[source], data["index"])
-            found = self._operands[node.id] = tuple(slots)
-        return found
+        return tuple(self._operands[node.id])
 
     def operand(self, node: Node, slot: int) -> Value | None:
         """One operand, None where it is absent."""
-        operands = self.operands(node)
+        operands = self._operands[node.id]
         return operands[slot] if slot < len(operands) else None
 
     def uses(self, value: Value) -> list[Use]:
         """The slots that read a value, in a deterministic order. Graph outputs are not uses."""
-        index, nodes = value.index, self._nodes
-        found = sorted(
-            (target, slot)
-            for target, edges in self._succ[value.node.id].items()
-            for slot, data in edges.items()
-            if data["index"] == index
-        )
-        return [Use(nodes[target], slot) for target, slot in found]
+        nodes, found = self._nodes, self._readers.get((value.node.id, value.index))
+        if found is None:
+            edges = self._succ[value.node.id]
+            return [Use(nodes[r], slot) for r in sorted(edges) for slot in sorted(edges[r])]
+        return [Use(nodes[reader], slot) for reader, slot in sorted(found)]
 
     def is_output(self, value: Value) -> bool:
         """Whether the value is an output of the graph."""
         return (value.node.id, value.index) in self._output_uses
 
     def reader_count(self, value: Value) -> int:
-        """How many nodes read a value; in constant time for a node of one result."""
-        if len(value.node.types) == 1:
+        """How many nodes read a value."""
+        found = self._readers.get((value.node.id, value.index))
+        if found is None:
             return len(self._succ[value.node.id])
-        return len({use.node.id for use in self.uses(value)})
+        return len({reader for reader, _ in found})
 
     def only_use(self, value: Value) -> Use | None:
         """The single use of a value that is no graph output, else None."""
-        if self.is_output(value) or len(self._succ[value.node.id]) > 8:
+        if self.is_output(value) or self.reader_count(value) != 1:
             return None
         uses = self.uses(value)
         return uses[0] if len(uses) == 1 else None
@@ -229,8 +235,9 @@ class Graph:
         self._insert(node)
         for slot, value in enumerate(slots):
             if value is not None:
-                self._connect(value, node, slot)
-        self.version += 1
+                self._link(value, node, slot)
+        self._operands[node.id] = slots or _NOTHING
+        self._log.append(node.id)
         return node
 
     def constant(self, array: np.ndarray, name: str = "", origin: Iterable[str] = ()) -> Value:
@@ -258,18 +265,17 @@ class Graph:
         """Appends a graph output."""
         if value.node not in self:
             raise IRError(f"output {name!r}: {value.label} is not in the graph")
-        if any(name == other for other, _ in self._outputs):
+        if name in self._output_names:
             raise IRError(f"output {name!r} stands twice")
+        self._output_names.add(name)
+        self._output_uses.setdefault((value.node.id, value.index), []).append(len(self._outputs))
         self._outputs.append((name, value))
-        key = (value.node.id, value.index)
-        self._output_uses[key] = self._output_uses.get(key, 0) + 1
-        self.version += 1
+        self._log.append(value.node.id)
 
     def set_outputs(self, outputs: Sequence[tuple[str, Value]]) -> None:
         """Replaces the whole list of graph outputs."""
-        self._outputs = []
-        self._count_outputs()
-        self.version += 1
+        self._log.extend(value.node.id for _, value in self._outputs)
+        self._outputs, self._output_names, self._output_uses = [], set(), {}
         for name, value in outputs:
             self.add_output(name, value)
 
@@ -280,20 +286,21 @@ class Graph:
         if old == new:
             return
         for use in self.uses(old):
-            self._graph.remove_edge(old.node.id, use.node.id, key=use.slot)
+            self._unlink(old, use.node, use.slot)
             self._connect(new, use.node, use.slot)
-        if self.is_output(old):
-            self._outputs = [(n, new if v == old else v) for n, v in self._outputs]
-            self._count_outputs()
-        self.version += 1
+        positions = self._output_uses.pop((old.node.id, old.index), [])
+        for position in positions:
+            self._outputs[position] = (self._outputs[position][0], new)
+        if positions:
+            self._output_uses.setdefault((new.node.id, new.index), []).extend(positions)
+        self._log.append(new.node.id)
 
     def replace_operand(self, use: Use, new: Value) -> None:
         """Lets one operand slot read ``new``."""
         operand = self.operand(use.node, use.slot)
         if operand is not None:
-            self._graph.remove_edge(operand.node.id, use.node.id, key=use.slot)
+            self._unlink(operand, use.node, use.slot)
         self._connect(new, use.node, use.slot)
-        self.version += 1
 
     def erase(self, node: Node) -> None:
         """Removes a node that nothing reads.
@@ -305,12 +312,16 @@ class Graph:
             raise IRError(f"{node.label} is an input of the graph and stays")
         if self._is_read(node):
             raise IRError(f"{node.label} is still read")
-        self._graph.remove_node(node.id)
+        for slot, value in enumerate(self._operands.pop(node.id)):
+            if value is not None and len(value.node.types) > 1:
+                self._readers[value.node.id, value.index].discard((node.id, slot))
+        self._graph.remove(node.id)
         del self._nodes[node.id]
+        for index in range(len(node.types)):
+            self._readers.pop((node.id, index), None)
         self._size -= node.domain != GRAPH_DOMAIN
         self._constant_bytes -= _bytes(node)
-        self._operands.pop(node.id, None)
-        self.version += 1
+        self._log.append(node.id)
 
     def erase_dead(self, roots: Iterable[Node] | None = None) -> int:
         """Removes the nodes that no output depends on; only ``roots`` and above if given."""
@@ -326,21 +337,23 @@ class Graph:
             erased += 1
         return erased
 
+    @no_garbage_collection()
     def copy(self) -> Graph:
         """An independent graph over the same immutable nodes and arrays."""
         other = Graph(self.name, self.opsets)
         other.metadata = copy.copy(self.metadata)
-        other.version = self.version
-        other._graph.add_nodes_from(self._nodes)
-        other._graph.add_edges_from(self._graph.edges(keys=True, data=True))  # type: ignore[arg-type]
+        other._log = list(self._log)
+        other._graph = self._graph.twin()
         other._nodes = dict(self._nodes)
         other._inputs = list(self._inputs)
         other._outputs = list(self._outputs)
-        other._output_uses = dict(self._output_uses)
+        other._output_names = set(self._output_names)
+        other._output_uses = {key: list(found) for key, found in self._output_uses.items()}
         other._next_id = self._next_id
         other._size = self._size
         other._constant_bytes = self._constant_bytes
-        other._operands = dict(self._operands)
+        other._operands = {node: list(o) if o else o for node, o in self._operands.items()}
+        other._readers = {key: set(found) for key, found in self._readers.items()}
         other._order = self._order
         return other
 
@@ -366,14 +379,14 @@ class Graph:
         return to_text(self)
 
     @property
-    def _pred(self) -> _Adjacency:
+    def _pred(self) -> Mapping[int, Mapping[int, Edges]]:
         """Edges by reader, producer and slot: networkx's own dicts, its views take four times."""
-        return self._graph._pred  # type: ignore[attr-defined,no-any-return]
+        return self._graph._pred
 
     @property
-    def _succ(self) -> _Adjacency:
+    def _succ(self) -> Mapping[int, Mapping[int, Edges]]:
         """Edges by producer, reader and slot."""
-        return self._graph._succ  # type: ignore[attr-defined,no-any-return]
+        return self._graph._succ
 
     def _sorted(self) -> list[Node]:
         """The topological order; Kahn's algorithm, the oldest node that is ready first."""
@@ -401,21 +414,29 @@ class Graph:
         return any((node.id, index) in self._output_uses for index in range(len(node.types)))
 
     def _connect(self, value: Value, reader: Node, slot: int) -> None:
-        self._graph.add_edge(value.node.id, reader.id, key=slot, index=value.index)
-        self._operands.pop(reader.id, None)
+        """Lets a slot of a node in the graph, which holds nothing now, read a value."""
+        self._link(value, reader, slot)
+        self._operands[reader.id][slot] = value
+        self._log.append(reader.id)
+
+    def _link(self, value: Value, reader: Node, slot: int) -> None:
+        self._graph.connect(value.node.id, reader.id, slot, value.index)
+        if len(value.node.types) > 1:
+            self._readers[value.node.id, value.index].add((reader.id, slot))
+
+    def _unlink(self, value: Value, reader: Node, slot: int) -> None:
+        self._graph.disconnect(value.node.id, reader.id, slot)
+        if len(value.node.types) > 1:
+            self._readers[value.node.id, value.index].discard((reader.id, slot))
 
     def _insert(self, node: Node) -> None:
-        self._graph.add_node(node.id)
+        self._graph.insert(node.id)
         self._nodes[node.id] = node
         self._next_id = node.id + 1
         self._size += node.domain != GRAPH_DOMAIN
         self._constant_bytes += _bytes(node)
-
-    def _count_outputs(self) -> None:
-        self._output_uses = {}
-        for _, value in self._outputs:
-            key = (value.node.id, value.index)
-            self._output_uses[key] = self._output_uses.get(key, 0) + 1
+        if len(node.types) > 1:
+            self._readers.update(((node.id, index), set()) for index in range(len(node.types)))
 
 
 def _bytes(node: Node) -> int:

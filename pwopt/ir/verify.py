@@ -2,7 +2,7 @@
 
 1. The graph has no cycle.
 2. Operand slots are dense: every edge's slot is below its reader's arity, no slot has two edges,
-   and the last slot is not empty.
+   the last slot is not empty, and the operands that the graph keeps are those of the edges.
 3. An operand exists: its node is in the graph and has that result.
 4. A constant's array has the type that the node declares.
 5. Declared result types do not contradict the inferred ones, where :mod:`pwopt.ir.shapes` has a
@@ -13,41 +13,38 @@
    export makes them unique.
 9. Internal ops are well-formed: see :func:`pwopt.ir.internal.check`.
 
-Nodes are immutable, so what was found right about a node holds as long as it reads the same values;
-a graph that changed in a few places is verified in the time of one walk over its nodes.
+Nodes are immutable, so what was found right about a node holds as long as it reads the same values:
+of a graph that was valid before it suffices to check the nodes that its log names since then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 from pwopt.errors import IRError, VerificationError
 from pwopt.ir import internal, shapes
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Value
 from pwopt.ir.types import TensorType, of_array
 
-Checked = dict[int, tuple[Node, tuple[Value | None, ...]]]
-_checked: WeakKeyDictionary[Graph, Checked] = WeakKeyDictionary()
 
-
-def verify(graph: Graph) -> None:
+def verify(graph: Graph, since: int | None = None) -> None:
     """Checks every invariant of the module's text.
+
+    Args:
+        graph: the graph.
+        since: a version of it that was valid; what did not change after it is not checked again.
 
     Raises:
         VerificationError: one is broken; the message holds its number and the node's label.
     """
-    before = _checked.get(graph, {})
-    after: Checked = {}
-    for node in graph.nodes():
-        operands = _operands(graph, node)
-        seen = before.get(node.id)
-        if seen is None or seen[0] is not node or seen[1] != operands:
-            _check_node(graph, node, operands)
-        after[node.id] = (node, operands)
-    _check_acyclic(graph)
+    nodes = graph._nodes
+    changed = nodes if since is None else sorted(graph.changed_since(since) & nodes.keys())
+    for each in changed:
+        node = nodes[each]
+        _check_node(graph, node, _operands(graph, node))
+    if since is None or not _is_ordered(graph):
+        _check_acyclic(graph)
     _check_ends(graph)
-    _checked[graph] = after
 
 
 def _fail(number: int, where: str, what: str) -> VerificationError:
@@ -58,7 +55,7 @@ def _operands(graph: Graph, node: Node) -> tuple[Value | None, ...]:
     """Invariants 2 and 3, and the operands."""
     slots: list[Value | None] = [None] * node.arity
     nodes = graph._nodes
-    for source, edges in graph._graph._pred[node.id].items():  # type: ignore[attr-defined]
+    for source, edges in graph._pred[node.id].items():
         producer = nodes.get(source)
         for slot, data in edges.items():
             if not isinstance(slot, int) or not 0 <= slot < node.arity:
@@ -73,6 +70,8 @@ def _operands(graph: Graph, node: Node) -> tuple[Value | None, ...]:
             slots[slot] = Value(producer, index)
     if slots and slots[-1] is None:
         raise _fail(2, node.label, f"the last of {node.arity} operand slots is empty")
+    if slots != graph._operands[node.id]:
+        raise _fail(2, node.label, "its operands are not those of its edges")
     return tuple(slots)
 
 
@@ -110,16 +109,24 @@ def _check_constant(node: Node) -> None:
         raise _fail(4, node.label, f"is declared {declared}, but holds {actual}")
 
 
+def _is_ordered(graph: Graph) -> bool:
+    """Whether the graph finds an order for its nodes, which it keeps for the next pass."""
+    try:
+        graph.topological()
+    except IRError:
+        return False
+    return True
+
+
 def _check_acyclic(graph: Graph) -> None:
     """Invariant 1, by taking away nodes whose operands are all gone."""
-    wiring = graph._graph
-    waiting = dict(wiring.in_degree())
+    waiting = {node: len(producers) for node, producers in graph._pred.items()}
     ready = [node for node, count in waiting.items() if not count]
     taken = 0
     for node in ready:
         taken += 1
-        for reader, edges in wiring._succ[node].items():  # type: ignore[attr-defined]
-            waiting[reader] -= len(edges)
+        for reader in graph._succ[node]:
+            waiting[reader] -= 1
             if not waiting[reader]:
                 ready.append(reader)
     if taken < len(waiting):
