@@ -13,7 +13,7 @@ from pwopt.growth import Growth
 from pwopt.ir.graph import GRAPH_DOMAIN, ONNX_DOMAIN, Graph, Node
 from pwopt.ir.types import NUMPY_DTYPES, TensorType, of_array
 from pwopt.passes.infer_shapes import refine
-from pwopt.passes.rewriting import RANDOM, has_subgraph, in_training_mode
+from pwopt.passes.rewriting import FLOATS, RANDOM, has_subgraph, in_training_mode
 from pwopt.passes.shape_values import Ints, ShapeValues, dim_entry
 from pwopt.pipeline import Applied, Context, Missed, Pass, Remark
 
@@ -69,7 +69,9 @@ class FoldConstants(Pass):
     Misses when:
         A result would take ``max_growth_bytes`` more than the constants that go away with it; a
         result that is read as a weight may, until all constants take ``max_weight_bytes``.
-        Operators that draw random numbers, hold subgraphs or are not ONNX's own stay.
+        Operators that draw random numbers, hold subgraphs or are not ONNX's own stay, and so do
+        what decides an If: were it constant, ONNX Runtime would put the branch in the place of the
+        If and refuse there what it lets pass otherwise (a Range of vectors of one element).
 
     Source:
         Common practice; the bounds answer models that grew several times over, and files of a few
@@ -91,9 +93,13 @@ class FoldConstants(Pass):
         budget = _Budget(
             self.max_growth_bytes * MAX_TOTAL_GROWTH, max(0, self.max_weight_bytes - held)
         )
-        values = ShapeValues(graph)
+        values, deciding = ShapeValues(graph), _deciding(graph)
         for node in graph.topological():
             if node.domain != ONNX_DOMAIN or node not in graph:
+                continue
+            if node in deciding:
+                why = f"{node.label} decides an If, and stays for the If's sake"
+                context.remarks.append(Remark(self.name, node.label, False, why))
                 continue
             if not context.may_rewrite(self, node):
                 continue
@@ -187,6 +193,18 @@ def _is_weight(graph: Graph, node: Node) -> bool:
         use.node.domain != GRAPH_DOMAIN and use.slot in _WEIGHT_SLOTS.get(use.node.op, ())
         for use in uses
     )
+
+
+def _deciding(graph: Graph) -> set[Node]:
+    """The nodes whose integers or truth values choose the branch of an If."""
+    pending = [graph.operand(node, 0) for node in graph.nodes() if node.is_op("If")]
+    found: set[Node] = set()
+    while pending:
+        value = pending.pop()
+        if value is not None and value.tensor.dtype not in FLOATS and value.node not in found:
+            found.add(value.node)
+            pending.extend(graph.operands(value.node))
+    return found
 
 
 def _write(graph: Graph, node: Node, results: Sequence[np.ndarray]) -> Applied:

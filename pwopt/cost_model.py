@@ -170,7 +170,7 @@ class CostModel:
         outputs = cost.elements(node.types[0]) or 0
         if not macs or not outputs:
             return Estimate(launch=self.hardware.launch_us)
-        shape = node.out.tensor.shape or ()
+        shape = node.out.tensor.shape or (1,)  # the product of two vectors has no axis
         last = node.op in ("Gemm", "Linear", "MatMul", "MatMulInteger", "QLinearMatMul")
         channels = shape[-1 if last or len(shape) < 2 else 1]
         channels = channels if isinstance(channels, int) else 1

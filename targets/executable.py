@@ -33,12 +33,14 @@ class Port:
         dtype: ONNX element type in lower case, None if only known at run time.
         shape: extents, None or a symbol where only known at run time; None if the rank is unknown.
         key: the value's name inside the executable.
+        optional: whether an input may be left out.
     """
 
     name: str
     dtype: str | None
     shape: tuple[Any, ...] | None
     key: str
+    optional: bool = False
 
     def __str__(self) -> str:
         shape = "?" if self.shape is None else "x".join(str(d or "?") for d in self.shape)
@@ -93,7 +95,7 @@ class Manifest:
 
         def port(p: dict[str, Any]) -> Port:
             shape = None if p["shape"] is None else tuple(p["shape"])
-            return Port(p["name"], p["dtype"], shape, p["key"])
+            return Port(p["name"], p["dtype"], shape, p["key"], p["optional"])
 
         def ports(items: list[dict[str, Any]]) -> tuple[Port, ...]:
             return tuple(port(p) for p in items)
@@ -162,11 +164,12 @@ class Executable:
         """What each kernel computes, and why anything runs in ONNX Runtime."""
         return self.manifest.report
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
         """Runs the network once.
 
         Args:
-            inputs: an array per graph input, of its dtype and shape.
+            inputs: an array per graph input, of its dtype and shape; of optional type: None or
+                nothing where there is none.
 
         Returns:
             The outputs in the model's order, arrays of their own.
@@ -176,7 +179,8 @@ class Executable:
         """
         values: dict[str, Any] = {}
         for port in self.manifest.inputs:
-            values[port.key] = _checked(port, inputs, self.manifest.inputs)
+            if not port.optional or inputs.get(port.name) is not None:
+                values[port.key] = _checked(port, inputs, self.manifest.inputs)
         if len(inputs) > len(self.manifest.inputs):
             unknown = sorted(set(inputs) - {p.name for p in self.manifest.inputs})
             if unknown:
@@ -258,7 +262,7 @@ class _Runtime:
         with self._lock:
             if self._session is None:
                 self._session = self._start()
-        feeds = {p.key: values[p.key] for p in self._spec.inputs}
+        feeds = {p.key: values[p.key] for p in self._spec.inputs if p.key in values}
         names = [p.key for p in self._spec.outputs]
         values.update(zip(names, self._session.run(names, feeds), strict=True))
 

@@ -21,6 +21,7 @@ from onnx import ModelProto, numpy_helper
 
 import pwopt
 from pwopt import numerics
+from tests.targets.guarding import compile_guarded
 
 DATA = Path(next(iter(onnx.backend.test.__path__))) / "data"
 FOLDERS = ("simple", "pytorch-operator", "pytorch-converted")
@@ -159,7 +160,10 @@ def same(expected: Any, actual: Any) -> bool:
 
 def check_export(case: Ready, optimized: pwopt.Graph) -> str:
     """What is wrong with the optimized graph in ONNX Runtime; empty if nothing is."""
-    made = _session(optimized.to_onnx())
+    model = optimized.to_onnx()
+    if is_valid(case.model) and not is_valid(model):
+        return "onnx's checker refuses the optimized model"
+    made = _session(model)
     if made is None:
         return "ONNX Runtime refuses the optimized model"
     wanted = {i.name for i in made.get_inputs()}
@@ -168,10 +172,23 @@ def check_export(case: Ready, optimized: pwopt.Graph) -> str:
     return _compare(case, dict(zip(names, answers, strict=True)))
 
 
-def check_compiled(case: Ready, graph: pwopt.Graph) -> str:
-    """What is wrong with the executable of a graph; empty if nothing is."""
+def is_valid(model: ModelProto) -> bool:
+    """Whether onnx's checker takes a model."""
     try:
-        return _compare(case, pwopt.compile(graph).run(case.feeds))
+        onnx.checker.check_model(model, full_check=True)
+    except Exception:  # the checker's, and those of inference
+        return False
+    return True
+
+
+def check_compiled(case: Ready, graph: pwopt.Graph, *, separate: bool) -> str:
+    """What is wrong with the executable of a graph; empty if nothing is.
+
+    It runs twice in guarded memory; ``separate``: its buffers share none.
+    """
+    try:
+        executable, guard = compile_guarded(graph, separate=separate)
+        return _compare(case, guard.run(executable, case.feeds))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

@@ -237,6 +237,13 @@ def pointwise_open(graph: Graph, x: Value) -> Node:
     return graph.add("Pointwise", [x, weight], domain=KERNEL_DOMAIN)
 
 
+def test_product_of_two_vectors() -> None:
+    graph = Graph()
+    x, y = (graph.add_input(name, TensorType("float32", (300,))) for name in "xy")
+    graph.add_output("z", graph.add("MatMul", [x, y]).out)
+    assert MODEL.graph_us(graph) > 0
+
+
 def test_context_has_one_model_per_machine() -> None:
     assert Context().cost_model is Context().cost_model
     assert Context(hardware=AVX2).cost_model.hardware == AVX2

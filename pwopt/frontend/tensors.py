@@ -168,7 +168,8 @@ def decode_type(proto: TypeProto) -> Type:
     if proto.WhichOneof("value") is None:
         return TensorType()
     if not proto.HasField("tensor_type"):
-        return OpaqueType(proto.SerializeToString(deterministic=True))
+        optional = proto.WhichOneof("value") == "optional_type"
+        return OpaqueType(proto.SerializeToString(deterministic=True), optional)
     tensor = proto.tensor_type
     if tensor.elem_type and tensor.elem_type not in DTYPE_NAMES:
         return OpaqueType(proto.SerializeToString(deterministic=True))

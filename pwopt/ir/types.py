@@ -96,9 +96,11 @@ class OpaqueType:
 
     Attributes:
         serialized: the type as ONNX's protobuf bytes.
+        optional: whether there may be no value at all.
     """
 
     serialized: bytes
+    optional: bool = False
 
     def accepts(self, other: object) -> bool:
         """Nothing is known, nothing contradicts."""

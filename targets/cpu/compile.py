@@ -6,6 +6,7 @@ from typing import Any
 
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node, Value
+from pwopt.ir.types import OpaqueType
 from pwopt.targets.cpu.fallback import TvmFallback
 from pwopt.targets.cpu.lowering import DTYPES, Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
@@ -134,8 +135,9 @@ def _with_identities(graph: Graph) -> Graph:
 
 
 def _port(name: str, value: Value, key: str | None = None) -> Port:
-    tensor = value.tensor
-    return Port(name, tensor.dtype, tensor.shape, key or name)
+    tensor, kind = value.tensor, value.type
+    optional = isinstance(kind, OpaqueType) and kind.optional
+    return Port(name, tensor.dtype, tensor.shape, key or name, optional)
 
 
 def _report(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 from hypothesis import reject
 
 import pwopt
@@ -16,22 +17,41 @@ from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
 from pwopt.ort import OrtError, OrtModel
 from tests.fuzz.generator import Example
+from tests.targets.guarding import compile_guarded
 
 Outputs = Mapping[str, np.ndarray]
 
 
+# Machines that are slow at one thing, so that every rewrite pays somewhere.
+SLOW: dict[str, dict[str, float]] = {
+    "": {},
+    "arithmetic": {"peak_gflops": 0.5, "launch_us": 0.0},
+    "memory": {"l2_gbps": 0.1, "l3_gbps": 0.1, "bandwidth_gbps": 0.1, "launch_us": 0.0},
+    "launches": {"launch_us": 1000.0},
+}
+
+
 @dataclass(frozen=True)
 class Machine:
-    """What to compile for."""
+    """What to optimize and to compile for; ``slow`` at one of :data:`SLOW` while optimizing."""
 
     hardware: Hardware
     threads: int
+    slow: str = ""
+
+    @property
+    def imagined(self) -> Hardware:
+        """What the passes weigh their rewrites by."""
+        return replace(self.hardware, **SLOW[self.slow])  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        return f"{self.hardware.mcpu}, {self.threads} threads"
+        slow = f", slow {self.slow}" if self.slow else ""
+        return f"{self.hardware.mcpu}, {self.threads} threads{slow}"
 
 
-MACHINES = tuple(Machine(h, t) for h in (hardware.AVX512, hardware.AVX2) for t in (1, 2))
+MACHINES = tuple(
+    Machine(h, t, slow) for slow in SLOW for h in (hardware.AVX512, hardware.AVX2) for t in (1, 2)
+)
 
 
 class Oracle:
@@ -61,21 +81,28 @@ class Oracle:
         return self._exact
 
 
-def optimized(oracle: Oracle, machine: Machine) -> Graph:
-    """The graph after the default pipeline, for a machine."""
-    return pwopt.optimize(oracle.graph, hardware=machine.hardware, verify=False).graph
+def optimized(oracle: Oracle, machine: Machine, passes: str | None = None) -> Graph:
+    """The graph after some passes, the default ones if left out, for a machine."""
+    return pwopt.optimize(
+        oracle.graph, passes=passes, hardware=machine.imagined, verify=False
+    ).graph
 
 
 def check_export(oracle: Oracle, graph: Graph) -> None:
-    """The optimized graph as a file in ONNX Runtime."""
-    oracle.check("exported", OrtModel(graph.to_onnx().SerializeToString(), threads=1).run)
+    """The optimized graph as a valid file in ONNX Runtime."""
+    model = graph.to_onnx()
+    onnx.checker.check_model(model)
+    oracle.check("exported", OrtModel(model.SerializeToString(), threads=1).run)
 
 
-def check_compiled(oracle: Oracle, graph: Graph, machine: Machine) -> None:
-    """A graph as machine code, twice on the same workspace."""
-    executable = pwopt.compile(graph, threads=machine.threads, hardware=machine.hardware)
-    oracle.check(f"compiled for {machine!r}", executable.run)
-    oracle.check(f"compiled for {machine!r}, second run", executable.run)
+def check_compiled(
+    oracle: Oracle, graph: Graph, machine: Machine, *, separate: bool = False
+) -> None:
+    """A graph as machine code, twice in guarded memory; ``separate``: its buffers share none."""
+    executable, guard = compile_guarded(
+        graph, separate=separate, threads=machine.threads, hardware=machine.hardware
+    )
+    oracle.check(f"compiled for {machine!r}", lambda feeds: guard.run(executable, feeds))
 
 
 def oracle(example: Example) -> Oracle:

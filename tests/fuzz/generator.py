@@ -11,10 +11,13 @@ import onnx
 from hypothesis import strategies as st
 
 from tests.fuzz.blocks import LAYERS, head
+from tests.fuzz.families import FAMILIES
+from tests.fuzz.foreign import foreign
 from tests.fuzz.layers import Draw, Layer
 from tests.fuzz.network import Network, Shape
 
-OPSETS = (17, 13, 11, 9, 7, 21)
+OPSETS = (17, 13, 11, 9, 7, 21, *(8, 10, 12, 14, 15, 16, 18, 19, 20, 22, 23, 24))
+EVERYTHING: tuple[Layer, ...] = (*LAYERS, *FAMILIES, foreign, foreign)
 MAX_ELEMENTS = 40_000  # of one value
 
 
@@ -42,7 +45,7 @@ class Example:
 @st.composite
 def networks(
     draw: Callable[[st.SearchStrategy[Any]], Any],
-    layers: tuple[Layer, ...] = LAYERS,
+    layers: tuple[Layer, ...] = EVERYTHING,
     max_layers: int = 6,
 ) -> Example:
     """Models of a few layers, each of which reads one of the last values made.

@@ -19,6 +19,7 @@ class Network(ModelBuilder):
 
     Attributes:
         shapes: of every value that is no constant.
+        types: ONNX's numbers of the element types that are not float32.
         maps: values of rank 3 to 5 with channels on axis 1, in order.
         arrays: the constants' arrays.
     """
@@ -27,6 +28,7 @@ class Network(ModelBuilder):
         """Starts an empty network; ``constant_nodes`` puts weights in Constant nodes."""
         super().__init__("fuzz", seed, opset)
         self.shapes: dict[Value, Shape] = {}
+        self.types: dict[Value, int] = {}
         self.maps: list[Value] = []
         self.arrays: dict[Value, np.ndarray] = {}
         self._constant_nodes = constant_nodes
@@ -63,7 +65,7 @@ class Network(ModelBuilder):
     def op(self, op_type: str, *inputs: Value, channels: int | None = None, **attrs: Any) -> Value:
         """Any operator with one output."""
         name = super().op(op_type, *inputs, channels=channels, **attrs)
-        self.shapes[name] = self._inferred(self._nodes[-1])[0]
+        self._learn(self._nodes[-1])
         if len(self.shapes[name]) > 1:
             self.channels[name] = self.shapes[name][1]
         return name
@@ -77,9 +79,8 @@ class Network(ModelBuilder):
             node = helper.make_node("Split", [x, self.constant(list(sizes))], names, axis=axis)
         node.name = names[0]
         self._nodes.append(node)
-        for name, shape in zip(names, self._inferred(node), strict=True):
-            self.shapes[name] = shape
-            self.channels[name] = shape[1]
+        self._learn(node)
+        self.channels.update((name, self.shapes[name][1]) for name in names)
         return names
 
     def finish(self, outputs: Sequence[Value], *, old_inputs: bool, batch: str) -> onnx.ModelProto:
@@ -104,10 +105,10 @@ class Network(ModelBuilder):
                 model.graph.input.append(info)
         return model
 
-    def _inferred(self, node: onnx.NodeProto) -> list[Shape]:
-        """The shapes of a node's results, by ONNX's own inference."""
+    def _learn(self, node: onnx.NodeProto) -> None:
+        """Remembers the types of a node's results, by ONNX's own inference."""
         inputs = [
-            helper.make_tensor_value_info(n, TensorProto.FLOAT, self.shapes[n])
+            helper.make_tensor_value_info(n, self.types.get(n, TensorProto.FLOAT), self.shapes[n])
             for n in dict.fromkeys(node.input)
             if n in self.shapes
         ]
@@ -123,7 +124,8 @@ class Network(ModelBuilder):
         opset = max(self.opset, 22) if ceil else self.opset
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
         known = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        return [
-            tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-            for value in known.graph.output
-        ]
+        for value in known.graph.output:
+            kind = value.type.tensor_type
+            self.shapes[value.name] = tuple(d.dim_value for d in kind.shape.dim)
+            if kind.elem_type != TensorProto.FLOAT:
+                self.types[value.name] = kind.elem_type

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pwopt.passes import default_pipeline
 from tests.fuzz.checking import MACHINES, Machine, check_compiled, check_export, optimized, oracle
 from tests.fuzz.generator import Example, networks
 
@@ -20,13 +21,21 @@ FEW = settings(
     suppress_health_check=list(HealthCheck),
 )
 machines = st.sampled_from(MACHINES)
+shuffled = st.permutations([each.name for each in default_pipeline()])
 
 
 @settings(FEW, max_examples=150)
-@given(example=networks())
-def test_exported(example: Example) -> None:
+@given(example=networks(), machine=machines)
+def test_exported(example: Example, machine: Machine) -> None:
     answers = oracle(example)
-    check_export(answers, optimized(answers, MACHINES[0]))
+    check_export(answers, optimized(answers, machine))
+
+
+@settings(FEW, max_examples=50)
+@given(example=networks(), machine=machines, order=shuffled)
+def test_passes_in_any_order(example: Example, machine: Machine, order: list[str]) -> None:
+    answers = oracle(example)
+    check_export(answers, optimized(answers, machine, ",".join(order)))
 
 
 @settings(FEW, max_examples=8)
@@ -40,19 +49,28 @@ def test_compiled(example: Example, machine: Machine) -> None:
 @given(example=networks(max_layers=4), machine=machines)
 def test_compiled_without_passes(example: Example, machine: Machine) -> None:
     answers = oracle(example)
-    check_compiled(answers, answers.graph, machine)
+    check_compiled(answers, answers.graph, machine, separate=True)
 
 
 @pytest.mark.fuzz
 def test_long(request: pytest.FixtureRequest) -> None:
     @settings(FEW, max_examples=request.config.getoption("--fuzz-examples"), derandomize=False)
-    @given(example=networks(), machine=machines, plain=st.booleans())
-    def check(example: Example, machine: Machine, plain: bool) -> None:
+    @given(
+        example=networks(),
+        machine=machines,
+        kind=st.sampled_from(["optimized", "shuffled", "plain"]),
+        order=shuffled,
+        separate=st.booleans(),
+    )
+    def check(
+        example: Example, machine: Machine, kind: str, order: list[str], separate: bool
+    ) -> None:
         answers = oracle(example)
         graph = answers.graph
-        if not plain:
-            graph = optimized(answers, machine)
+        if kind != "plain":
+            passes = ",".join(order) if kind == "shuffled" else None
+            graph = optimized(answers, machine, passes)
             check_export(answers, graph)
-        check_compiled(answers, graph, machine)
+        check_compiled(answers, graph, machine, separate=separate)
 
     check()

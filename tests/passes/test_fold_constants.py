@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
 
+from pwopt.frontend import load
 from pwopt.ir.graph import Graph, Value
 from pwopt.ir.printer import to_text
 from pwopt.ir.types import TensorType
@@ -152,3 +154,26 @@ def test_what_cannot_be_evaluated_stays() -> None:
     outcome = transform(b.output(b.op("Relu", x)), FoldConstants())
     assert outcome.ops == ["NoSuchOperator", "Relu"]
     assert outcome.missed[0][1].startswith("it cannot be evaluated: ")
+
+
+def test_what_decides_an_if_stays() -> None:
+    branches = {
+        f"{name}_branch": onnx.helper.make_graph(
+            [onnx.helper.make_node(op, ["x"], [name])],
+            name,
+            [],
+            [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3])],
+        )
+        for name, op in (("then", "Relu"), ("else", "Neg"))
+    }
+    nodes = [
+        onnx.helper.make_node("Size", ["x"], ["size"]),
+        onnx.helper.make_node("Equal", ["size", "six"], ["is_six"]),
+        onnx.helper.make_node("If", ["is_six"], ["y"], **branches),
+    ]
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2, 3]) for n in "xy")
+    six = onnx.numpy_helper.from_array(np.array(6), "six")
+    graph = load(onnx.helper.make_model(onnx.helper.make_graph(nodes, "if", [x], [y], [six])))
+    outcome = transform(graph, FoldConstants())
+    assert outcome.ops == ["Size", "Equal", "If"]
+    assert outcome.missed[0][1] == "Size 'size' decides an If, and stays for the If's sake"

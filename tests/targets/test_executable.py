@@ -68,6 +68,23 @@ def test_wrong_inputs_are_refused(executable: Executable, inputs: dict, message:
         executable.run(inputs)
 
 
+def test_an_optional_input_may_be_left_out(tmp_path: Path) -> None:
+    tensor = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [2])
+    graph = helper.make_graph(
+        [helper.make_node("OptionalHasElement", ["x"], ["y"])],
+        "optional",
+        [helper.make_value_info("x", helper.make_optional_type_proto(tensor))],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, [])],
+    )
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    made = pwopt.compile(source)
+    made.save(tmp_path / "model.so")
+    for executable in (made, pwopt.load_executable(tmp_path / "model.so")):
+        assert not executable.run({})["y"]
+        assert not executable.run({"x": None})["y"]
+        assert executable.run({"x": normal(2)})["y"]
+
+
 def odd_arrays() -> dict[str, np.ndarray]:
     x = normal(*SHAPE)
     wide = np.zeros((1, 16, 8, 16), np.float32)
