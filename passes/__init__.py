@@ -33,7 +33,15 @@ from pwopt.passes.sink_transpose import SinkTranspose
 from pwopt.passes.sum_of_pointwise import SumOfPointwise
 from pwopt.pipeline import Pass, parse_specs
 
-__all__ = ["DEFAULT", "PASSES", "STRUCTURAL", "default_pipeline", "parse", "register_pass"]
+__all__ = [
+    "DEFAULT",
+    "LOWERING",
+    "PASSES",
+    "STRUCTURAL",
+    "default_pipeline",
+    "parse",
+    "register_pass",
+]
 
 DEFAULT = "default"  # in a spec: all passes of the default pipeline
 
@@ -55,6 +63,15 @@ STRUCTURAL: tuple[type[Pass], ...] = (
     SumOfPointwise,
 )
 
+# These turn standard operators into internal ones, each of which hides operators from the passes
+# before, so they come last. Up to here the order only decides how many rounds it takes.
+LOWERING: tuple[type[Pass], ...] = (
+    ConvertPointwise,
+    ConvertFcHead,
+    FuseEpilogue,
+    FuseElementwise,
+)
+
 _DEFAULT: tuple[type[Pass], ...] = (
     EliminateDeadCode,
     FoldConstants,
@@ -66,10 +83,7 @@ _DEFAULT: tuple[type[Pass], ...] = (
     EliminateDeadCode,
     InferShapes,
     *STRUCTURAL,
-    ConvertPointwise,
-    ConvertFcHead,
-    FuseEpilogue,
-    FuseElementwise,
+    *LOWERING,
 )
 
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _DEFAULT}

@@ -10,6 +10,7 @@ import numpy as np
 
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node, Value
 from pwopt.ir.types import NUMPY_DTYPES
+from pwopt.passes.canonical_arithmetic import clip_bounds
 from pwopt.passes.rewriting import (
     in_training_mode,
     int_list,
@@ -23,6 +24,9 @@ from pwopt.passes.views import VIEWS, same_shape, viewed_through
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
 
 Found = Value | Missed | None
+MAX_PASSED = 16  # operators between a Relu and one that makes it needless
+_NEVER_NEGATIVE = ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax")
+_KEEP_THE_SIGN = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", *VIEWS)
 INT32_MAX = int(np.iinfo(np.int32).max)
 
 
@@ -33,9 +37,9 @@ class EliminateIdentity(Rewrite):
     Rewrite:
         ``Identity(x)``, ``Dropout(x)`` of inference, ``Cast(x)`` to its own type, ``x * 1``, ``x
         + 0``, and any Reshape, Flatten, Squeeze, Unsqueeze, Expand, Transpose, Pad, Slice, Concat,
-        Sum, Tile or pool that changes nothing → ``x``. ``Transpose(Transpose(x))`` → one
-        Transpose; ``Reshape(Reshape(x))``, with any other operator that only changes the shape in
-        place of either → one Reshape.
+        Sum, Tile or pool that changes nothing, a Relu of what is never negative → ``x``.
+        ``Transpose(Transpose(x))`` → one Transpose; ``Reshape(Reshape(x))``, with any other
+        operator that only changes the shape in place of either → one Reshape.
 
     Shapes:
         Only where the shape provably stays, which static shapes or one open dimension allow.
@@ -241,7 +245,23 @@ def _keeps_shape(x: Value, constant: np.ndarray, result: Value) -> bool:
 
 def _relu(graph: Graph, node: Node) -> Found:
     x = graph.operand(node, 0)
-    return x if x is not None and x.node.is_op("Relu") else None
+    return x if x is not None and _is_never_negative(graph, x) else None
+
+
+def _is_never_negative(graph: Graph, value: Value) -> bool:
+    """Whether a value comes from an operator without negative results, perhaps through a pool."""
+    for _ in range(MAX_PASSED):
+        node = value.node
+        if node.is_op(*_NEVER_NEGATIVE):
+            return True
+        if node.is_op("Clip"):
+            bounds = clip_bounds(graph, node)
+            return bounds is not None and bounds[0] >= 0
+        source = graph.operand(node, 0)
+        if source is None or not node.is_op(*_KEEP_THE_SIGN) or value.index:
+            return False
+        value = source
+    return False
 
 
 _RULES: dict[str, Callable[[Graph, Node], Found]] = {

@@ -12,7 +12,7 @@ import numpy as np
 from pwopt.cost_model import cost_model
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import TensorType
-from pwopt.passes.affine import labels
+from pwopt.passes.affine import labels, step_at
 from pwopt.passes.estimate import MARGIN, constant_growth, sizes, spread
 from pwopt.passes.matrix import (
     MATRIX_OPS,
@@ -23,6 +23,7 @@ from pwopt.passes.matrix import (
     origins,
     own_weights,
 )
+from pwopt.passes.rewriting import in_training_mode
 from pwopt.passes.tails import Link, tail, tail_on
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
 
@@ -45,8 +46,9 @@ class MergeParallelPointwise(Rewrite):
         exact; every output channel keeps its sum.
     Misses when:
         weights or biases are not constant, or shared beyond ``max_growth_bytes``; pads are not
-        zero; several groups; strides differ; a size is not known; one wide operator and its Split
-        are predicted to take longer than the narrow ones.
+        zero; several groups; strides differ; two are added, which sum-of-pointwise makes one; a
+        normalization or a constant factor behind one is not folded yet; a size is not known; one
+        wide operator and its Split are predicted to take longer than the narrow ones.
     Source:
         Jia et al., TASO, SOSP 2019 (merging of operators that share an input).
 
@@ -76,9 +78,8 @@ class MergeParallelPointwise(Rewrite):
             return None
         if len(alike) < 2:
             return Missed(_difference(own, read)) if peers[0] is node else None
-        if (
-            trouble := own_weights(graph, alike, context.growth(self.max_growth_bytes))
-        ) is not None:
+        growth = context.growth(self.max_growth_bytes)
+        if (trouble := own_weights(graph, alike, growth)) is not None:
             return Missed(trouble)
         shape, result = sizes(own.x), sizes(own.node.out)
         if shape is None or result is None:
@@ -93,6 +94,9 @@ class MergeParallelPointwise(Rewrite):
                 f"with {_others(best.parts)} one product is predicted to take {best.after:.1f} us,"
                 f" apart they take {best.before:.1f} us"
             )
+        folded = next((n for n in (_folds(graph, part) for part in best.parts) if n), None)
+        if folded is not None:
+            return Missed(f"{folded.label} folds into the weights before it first")
         new = sum(part.matrix.nbytes for part in best.parts)
         if any(part.vector is not None for part in best.parts):
             new += sum(part.outputs for part in best.parts) * own.matrix.itemsize
@@ -161,7 +165,35 @@ def _peers(graph: Graph, node: Node) -> list[Node]:
     if graph.reader_count(x) > MAX_READERS:
         return []
     readers = (use.node for use in graph.uses(x) if use.slot == 0)
-    return [n for n in readers if n.op == node.op and is_pointwise(graph, n)]
+    peers = [n for n in readers if n.op == node.op and is_pointwise(graph, n)]
+    return [] if _summed(graph, node, peers) else [n for n in peers if not _summed(graph, n, peers)]
+
+
+def _summed(graph: Graph, node: Node, peers: Sequence[Node]) -> bool:
+    """Whether another peer is added to a node and nothing else read: less work as one of both."""
+    use = graph.only_use(node.out)
+    if use is None or not use.node.is_op("Add"):
+        return False
+    other = graph.operand(use.node, 1 - use.slot)
+    if other is None or other.node is node or other.node not in peers:
+        return False
+    alone = graph.only_use(other) is not None
+    alike = other.node.get("strides") == node.get("strides") and other.type == node.out.type
+    weights = [graph.operand(each, 1) for each in (node, other.node)]
+    return alone and alike and all(w is not None and graph.only_use(w) for w in weights)
+
+
+def _folds(graph: Graph, part: Matrix) -> Node | None:
+    """What is behind a part and no part of its weights yet, though fold-* can make it one."""
+    use = graph.only_use(part.node.out)
+    if use is None or use.slot != 0:
+        return None
+    node, operands = use.node, graph.operands(use.node)
+    if node.is_op("BatchNormalization"):
+        constant = all(graph.constant_value(v) is not None for v in operands[1:])
+        return node if constant and in_training_mode(graph, node) is False else None
+    step = None if part.node.op == "MatMul" else step_at(graph, node)
+    return node if step is not None and step.along(part.axis) is not None else None
 
 
 def _difference(own: Matrix, read: Sequence[Matrix | str]) -> str:

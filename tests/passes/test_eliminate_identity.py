@@ -124,3 +124,19 @@ def test_mask_that_is_read() -> None:
     node = b.graph.add("Dropout", [x], types=[kind, TensorType("bool", (2, 3))], name="d")
     outcome = transform(b.output(b.op("Not", node[1]), node[0]), EliminateIdentity())
     assert outcome.missed == [("Dropout 'd'", "its mask is read")]
+
+
+@pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Abs"])
+def test_relu_of_what_is_never_negative(op: str) -> None:
+    b = Build()
+    x = b.op("MaxPool", b.op(op, b.input(1, 4, 6, 6)), kernel_shape=(2, 2), pads=(1, 1, 0, 0))
+    graph = b.output(b.op("Tanh", b.op("Relu", b.op("Flatten", x, axis=1))))
+    assert check(graph, EliminateIdentity()).ops == [op, "MaxPool", "Flatten", "Tanh"]
+
+
+def test_relu_behind_a_clip() -> None:
+    for low, ops in ((0.5, ["Clip", "AveragePool"]), (-0.5, ["Clip", "AveragePool", "Relu"])):
+        b = Build()
+        x = b.op("Clip", b.input(1, 4, 6, 6), low, 6.0)
+        x = b.op("Relu", b.op("AveragePool", x, kernel_shape=(2, 2)))
+        assert check(b.output(b.op("Tanh", x)), EliminateIdentity()).ops == [*ops, "Tanh"]

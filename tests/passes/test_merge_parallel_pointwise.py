@@ -180,6 +180,30 @@ def test_strides_that_differ() -> None:
     assert reasons(graph) == [("Conv 'conv1'", why)]
 
 
+def test_what_still_folds_into_a_weight() -> None:
+    for behind in ("BatchNormalization", "Mul"):
+        b = Build()
+        x = b.input(1, 512, 6, 6)
+        y, z = b.conv(x, 3), b.conv(x, 3)
+        y = b.batch_norm(y, 3) if behind != "Mul" else b.op("Mul", y, b.weight(3, 1, 1))
+        why = f"{behind} '{behind.lower()}1' folds into the weights before it first"
+        assert reasons(b.output(y, z)) == [("Conv 'conv1'", why)]
+
+
+def test_a_factor_that_never_folds() -> None:
+    b = Build()
+    x = b.input(1, 512, 6, 6)
+    y = b.op("Mul", b.conv(x, 3), b.input(3, 1, 1, name="factor"))
+    assert check(b.output(y, b.conv(x, 3)), PASS).ops == ["Conv", "Split", "Mul"]
+
+
+def test_what_is_added_up_is_no_two_results() -> None:
+    b = Build()
+    x = b.input(1, 512, 6, 6)
+    y = b.op("Add", b.conv(x, 3), b.conv(x, 3))
+    assert check(b.output(y), PASS).ops == ["Conv", "Conv", "Add"]
+
+
 def test_pads_and_groups() -> None:
     b = Build()
     x = b.input(1, 512, 6, 6)
