@@ -14,6 +14,7 @@ import pwopt
 from pwopt import cli, frontend, growth
 from pwopt.errors import UsageError
 from pwopt.frontend.reference import evaluate
+from pwopt.hardware import AVX512
 from pwopt.ir.graph import Graph
 from pwopt.passes import PASSES, default_pipeline
 from pwopt.pipeline import Context, Pipeline, parse_specs
@@ -111,7 +112,7 @@ def test_a_pass_asks_before_it_copies(case: str) -> None:
     grown: dict[float, int] = {}
     for share in (growth.MAX_GROWTH, math.inf):
         graph = make()
-        context = Context(budget=growth.budget(graph, share))
+        context = Context(AVX512, budget=growth.budget(graph, share))
         limit = context.budget.limit_bytes
         assert limit is not None
         before = graph.constant_bytes
