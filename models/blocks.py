@@ -229,10 +229,25 @@ def chain(
     return b.build(x)
 
 
+def wide(length: int = 100, channels: int = 4, size: int = 2, *, seed: int = 0) -> onnx.ModelProto:
+    """About ``length`` nodes (a multiple of ten), one in ten of which begins a branch.
+
+    All branches read one value, each one more result of one Split, and all end in one Concat.
+    """
+    b = ModelBuilder("wide", seed)
+    x = b.input((1, channels, size, size))
+    shared, branches = b.relu(b.conv(x, channels, 3)), []
+    for part in b.split(b.conv(x, length // 10), [1] * (length // 10)):
+        y = b.relu(b.batch_norm(b.conv(part, channels, 3, bias=False)))
+        z = b.clip(b.batch_norm(b.conv(shared, channels, 3, bias=False)))
+        branches.append(b.op("Sigmoid", b.conv(b.relu(b.op("Add", y, z)), channels)))
+    return b.build(b.conv(b.concat(*branches), channels))
+
+
 BLOCKS: dict[str, Callable[..., onnx.ModelProto]] = {
     f.__name__: f
     for f in (
         *(pointwise, bottleneck, inverted_residual, inception, fire, squeeze_excite),
-        *(dense_block, fpn_head, resnet_fpn, mlpconv, fc_head, naive, chain),
+        *(dense_block, fpn_head, resnet_fpn, mlpconv, fc_head, naive, chain, wide),
     )
 }

@@ -130,6 +130,19 @@ class ModelBuilder:
         """Mean over the map, (N, C, 1, 1)."""
         return self.op("GlobalAveragePool", x)
 
+    def split(self, x: Value, sizes: Sequence[int], axis: int = 1) -> list[Value]:
+        """Parts of given sizes, by a Split in the form of the opset."""
+        names = [f"split_{len(self._nodes)}_{i}" for i in range(len(sizes))]
+        if self.opset < 13:
+            node = helper.make_node("Split", [x], names, axis=axis, split=list(sizes))
+        else:
+            node = helper.make_node("Split", [x, self.constant(list(sizes))], names, axis=axis)
+        node.name = names[0]
+        self._nodes.append(node)
+        for name, size in zip(names, sizes, strict=True):
+            self.channels[name] = size if axis == 1 else self.channels[x]
+        return names
+
     def concat(self, *values: Value) -> Value:
         """Concatenation over channels."""
         return self.op("Concat", *values, channels=sum(self.channels[v] for v in values), axis=1)

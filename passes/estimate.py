@@ -45,6 +45,8 @@ def constant_growth(
                 continue
             if value in kept or value in freed:
                 continue
-            if all(use.node in absent for use in graph.uses(value)):
+            if graph.reader_count(value) > len(absent):
+                continue
+            if all(reader in absent for reader in graph.readers(value)):
                 freed[value] = value.tensor.bytes or 0
     return new_bytes - sum(freed.values())

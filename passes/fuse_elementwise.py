@@ -127,7 +127,9 @@ class _Group:
         self._queue(self._sink, waiting, queued)
         while waiting:
             _, node = heapq.heappop(waiting)
-            if any(use.node not in taken for use in self._graph.uses(node.out)):
+            if self._graph.reader_count(node.out) > len(taken):
+                continue
+            if any(reader not in taken for reader in self._graph.readers(node.out)):
                 continue
             found = self._readings[node.id]
             merged = {a: None for a in self.arguments if a != node.out}

@@ -16,6 +16,7 @@ from pwopt.pipeline import Applied, Context, Missed, Rewrite
 _BINARY = ("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum")
 _WINDOWS = ("AveragePool", "Conv", "LpPool", "MaxPool")
 MAX_REGION = 256  # nodes whose maps one rewrite makes smaller
+MAX_READERS = 64  # of what they compute in the end
 
 # Adds an operator in the place of a node: (node, op, operands, attributes) -> result.
 _Add = Callable[[Node, str, Sequence[Value | None], Mapping[str, Any]], Value]
@@ -40,7 +41,7 @@ class HoistStride(Rewrite):
 
     Misses when:
         A reader of the convolution's input is no 1x1 convolution of the same strides, or the
-        input is an output; it would not pay.
+        input is an output or has dozens of readers; it would not pay.
 
     Source:
         ResNet as Caffe has it, with the stride in a block's first 1x1 convolution and in its
@@ -54,7 +55,9 @@ class HoistStride(Rewrite):
         strides, x = _subsampling(graph, node), graph.operand(node, 0)
         if strides is None or x is None or _kind(graph, x.node) is None:
             return None
-        readers = list(dict.fromkeys(use.node for use in graph.uses(x)))
+        if (count := graph.reader_count(x)) > MAX_READERS:
+            return Missed(f"{x.label!r} is read by {count} nodes")
+        readers = graph.readers(x)
         if readers[0] is not node and _subsampling(graph, readers[0]) == strides:
             return None  # that one is the anchor
         if graph.is_output(x):

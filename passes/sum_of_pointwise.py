@@ -27,6 +27,7 @@ from pwopt.passes.tails import UNARY
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
 
 MAX_OPERANDS = 8  # of a Concat that is taken apart
+MAX_READERS = 64  # of an operand that is written into a Concat
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,9 @@ def _fits_in_place(graph: Graph, value: Value) -> bool:
     """Whether a target can write a value into a Concat that it is not an operand of yet."""
     if value.tensor.rank != 4 or value.tensor.dtype != "float32" or graph.is_output(value):
         return False
-    if any(use.node.is_op("Concat") for use in graph.uses(value)):
+    if graph.reader_count(value) > MAX_READERS:
+        return False
+    if any(reader.is_op("Concat") for reader in graph.readers(value)):
         return False
     return value.node.is_op("Conv", "MaxPool", "AveragePool", *UNARY)
 

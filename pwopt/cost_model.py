@@ -35,6 +35,7 @@ VIEWS = frozenset(
 _PRODUCTS = frozenset(op for _, op in cost.MAC_OPS)
 _ITEM_BYTES = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
 _ELEMENTWISE = UNARY | BINARY | {"BatchNormalization", "Sum"}
+_MAX_READERS = 256  # of a value that are looked at; all of 10,000, for each of them, take minutes
 _FUSED_READERS = 4  # readers of a value at most that are taken for one fused group
 
 # Vector instructions of one element each, as full-rate ones; exp and its like are polynomials.
@@ -156,7 +157,8 @@ class CostModel:
         if node.op == "Concat":
             operands = graph.operands(node)
             if not self.copies:
-                operands = tuple(v for v in operands if not _writes_slice(graph, node, v))
+                written = {v: _writes_slice(graph, node, v) for v in set(operands)}
+                operands = tuple(v for v in operands if not written[v])
             return self._copy(graph, node, operands)
         if node.op in _PRODUCTS:
             return self._product(graph, node)
@@ -311,7 +313,7 @@ def _in_registers(graph: Graph, value: Value, elements: int) -> bool:
         return False
     if graph.reader_count(value) > _FUSED_READERS:
         return False
-    return all(use.node.op in _ELEMENTWISE for use in graph.uses(value))
+    return all(reader.op in _ELEMENTWISE for reader in graph.readers(value))
 
 
 def _reorders(graph: Graph, node: Node) -> bool:
@@ -351,5 +353,7 @@ def _writes_slice(graph: Graph, concat: Node, value: Value | None) -> bool:
     strided = node.op in _PRODUCTS or node.op in _ELEMENTWISE or node.domain == KERNEL_DOMAIN
     if not strided and node.op not in ("MaxPool", "AveragePool", "Concat", "LRN", "Resize"):
         return False
-    others = [use for use in graph.uses(value) if use.node.op == "Concat"]
-    return min((use.node.id for use in others), default=concat.id) == concat.id
+    if graph.reader_count(value) > _MAX_READERS:
+        return False
+    others = (reader.id for reader in graph.readers(value) if reader.op == "Concat")
+    return next(others, concat.id) == concat.id

@@ -152,6 +152,12 @@ class Graph:
             return [Use(nodes[r], slot) for r in sorted(edges) for slot in sorted(edges[r])]
         return [Use(nodes[reader], slot) for reader, slot in sorted(found)]
 
+    def readers(self, value: Value) -> list[Node]:
+        """The nodes that read a value, each once, in order of creation."""
+        found = self._readers.get((value.node.id, value.index))
+        ids = self._succ[value.node.id] if found is None else {reader for reader, _ in found}
+        return [self._nodes[reader] for reader in sorted(ids)]
+
     def is_output(self, value: Value) -> bool:
         """Whether the value is an output of the graph."""
         return (value.node.id, value.index) in self._output_uses

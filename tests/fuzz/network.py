@@ -71,16 +71,9 @@ class Network(ModelBuilder):
         return name
 
     def split(self, x: Value, sizes: Sequence[int], axis: int = 1) -> list[Value]:
-        """A Split in the form of the model's opset."""
-        names = [f"split_{len(self._nodes)}_{i}" for i in range(len(sizes))]
-        if self.opset < 13:
-            node = helper.make_node("Split", [x], names, axis=axis, split=list(sizes))
-        else:
-            node = helper.make_node("Split", [x, self.constant(list(sizes))], names, axis=axis)
-        node.name = names[0]
-        self._nodes.append(node)
-        self._learn(node)
-        self.channels.update((name, self.shapes[name][1]) for name in names)
+        """Parts of given sizes, by a Split in the form of the opset."""
+        names = super().split(x, sizes, axis)
+        self._learn(self._nodes[-1])
         return names
 
     def finish(self, outputs: Sequence[Value], *, old_inputs: bool, batch: str) -> onnx.ModelProto:
