@@ -13,6 +13,7 @@ from pwopt.errors import UsageError
 
 PREFIX = "PWOPT_"
 VARIABLES: dict[str, str] = {
+    "PWOPT_DATABASE": "a file: the tuning database, instead of one in the user's cache folder",
     "PWOPT_DUMP": "a folder: the graph's text is written there after each pass that changed it",
     "PWOPT_MODELS": "a folder: where `python -m pwopt.models fetch` keeps the reference networks",
     "PWOPT_TRACEBACK": "1: an error shows its Python traceback and the chain of its causes",
@@ -23,6 +24,7 @@ VARIABLES: dict[str, str] = {
 class Settings:
     """What the environment asks for; see :data:`VARIABLES`."""
 
+    database: Path | None = None
     dump: Path | None = None
     models: Path | None = None
     traceback: bool = False
@@ -40,8 +42,9 @@ def read(environ: Mapping[str, str]) -> Settings:
             hint = f", did you mean {close[0]!r}?" if close else f"; there are {list(VARIABLES)}"
             raise UsageError(f"unknown environment variable {name}{hint}")
     return Settings(
-        dump=_folder(environ.get("PWOPT_DUMP", "")),
-        models=_folder(environ.get("PWOPT_MODELS", "")),
+        database=_path(environ.get("PWOPT_DATABASE", "")),
+        dump=_path(environ.get("PWOPT_DUMP", "")),
+        models=_path(environ.get("PWOPT_MODELS", "")),
         traceback=_flag("PWOPT_TRACEBACK", environ.get("PWOPT_TRACEBACK", "")),
     )
 
@@ -52,7 +55,7 @@ def settings() -> Settings:
     return read(os.environ)
 
 
-def _folder(value: str) -> Path | None:
+def _path(value: str) -> Path | None:
     return Path(value) if value else None
 
 

@@ -32,5 +32,9 @@ class CodegenError(PwoptError):
     """A graph that could not be compiled, or an executable that could not be saved or loaded."""
 
 
+class TuningError(PwoptError):
+    """A tuning database or a machine to measure on that cannot be used."""
+
+
 class NumericsError(PwoptError):
     """Outputs that differ from the reference by more than the tolerance."""

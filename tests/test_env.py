@@ -15,9 +15,9 @@ def test_defaults() -> None:
 
 
 def test_all_are_read() -> None:
-    found = env.read({"PWOPT_DUMP": "d", "PWOPT_MODELS": "m", "PWOPT_TRACEBACK": "1"})
-    assert found == env.Settings(dump=Path("d"), models=Path("m"), traceback=True)
-    assert set(env.VARIABLES) == {"PWOPT_DUMP", "PWOPT_MODELS", "PWOPT_TRACEBACK"}
+    values = {"PWOPT_DATABASE": "b", "PWOPT_DUMP": "d", "PWOPT_MODELS": "m", "PWOPT_TRACEBACK": "1"}
+    assert env.read(values) == env.Settings(Path("b"), Path("d"), Path("m"), traceback=True)
+    assert values.keys() == env.VARIABLES.keys()
 
 
 def test_unknown_variable_and_value() -> None:

@@ -18,6 +18,7 @@ from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
 from pwopt.targets.cpu.plan import Plan, assign_offsets, pack_constants
 from pwopt.targets.cpu.rules import RULES
+from pwopt.targets.cpu.schedules import Schedules
 from pwopt.targets.executable import aligned
 
 _QUANTILE = 0.1  # of the samples: interference only ever adds
@@ -49,24 +50,58 @@ def profile(graph: Graph, hardware: Hardware, rounds: int = 30) -> list[KernelTi
     Raises:
         CodegenError: a node has no kernel.
     """
-    lowering = _Traced(graph, hardware)
-    rejected = lowering.run(RULES)
-    for node, reason in rejected.items():
-        raise CodegenError(f"{node.label} has no kernel: {reason}")
-    plan = lowering.plan
-    assign_offsets(plan)
-    constants = pack_constants([plan])
-    parts = [dataclasses.replace(plan, steps=[step]) for step in plan.steps]
-    parts.append(dataclasses.replace(plan, steps=[]))  # what a call costs
-    module = build_module(parts, constants.nbytes, hardware, 1)
-    functions = [module[entry_name(i)] for i in range(len(parts))]
-    arguments = _arguments(plan, constants)
-    samples = np.array([_run(functions, arguments) for _ in range(rounds + 2)][2:])
-    us = np.quantile(samples, _QUANTILE, axis=0)
+    lowering = traced(graph, hardware)
+    timed = TimedPlan(lowering.plan, hardware)
+    us = fastest([timed.run() for _ in range(rounds + 1)][1:])
     return [
-        KernelTime(node, step.kernel_name, max(float(t - us[-1]), 0.0))
-        for node, step, t in zip(lowering.nodes, plan.steps, us, strict=False)
+        KernelTime(node, step.kernel_name, t)
+        for node, step, t in zip(lowering.nodes, lowering.plan.steps, us, strict=True)
     ]
+
+
+def fastest(samples: Sequence[Sequence[float]]) -> list[float]:
+    """A low quantile of the samples of each step."""
+    return [float(t) for t in np.quantile(np.array(samples), _QUANTILE, axis=0)]
+
+
+def traced(
+    graph: Graph, hardware: Hardware, threads: int = 1, schedules: Schedules | None = None
+) -> Traced:
+    """A graph lowered as a whole, with what each step is for.
+
+    Raises:
+        CodegenError: a node has no kernel.
+    """
+    lowering = Traced(graph, hardware, threads, schedules)
+    for node, reason in lowering.run(RULES).items():
+        raise CodegenError(f"{node.label} has no kernel: {reason}")
+    return lowering
+
+
+class TimedPlan:
+    """A plan as functions of one step each, which run in turn."""
+
+    def __init__(self, plan: Plan, hardware: Hardware, threads: int = 1) -> None:
+        """Builds a plan whose offsets are not assigned yet."""
+        assign_offsets(plan)
+        constants = pack_constants([plan])
+        parts = [dataclasses.replace(plan, steps=[step]) for step in plan.steps]
+        parts.append(dataclasses.replace(plan, steps=[]))  # what a call costs
+        module = build_module(parts, constants.nbytes, hardware, threads)
+        self._functions = [module[entry_name(i)] for i in range(len(parts))]
+        self._arguments = _arguments(plan, constants)
+        # Other threads' time does not count as this one's; nor does waiting for them.
+        self._clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+        self.constant_bytes = constants.nbytes
+
+    def run(self) -> list[float]:
+        """One inference: microseconds of each step, less what a call costs."""
+        times, clock, arguments = [], self._clock, self._arguments
+        for function in self._functions:
+            start = clock()
+            function(*arguments)
+            times.append(1e-3 * (clock() - start))
+        return [max(t - times[-1], 0.0) for t in times[:-1]]
 
 
 def _arguments(plan: Plan, constants: np.ndarray) -> list[Any]:
@@ -82,26 +117,32 @@ def _arguments(plan: Plan, constants: np.ndarray) -> list[Any]:
     return [runtime.tensor(a) for a in arrays]
 
 
-def _run(functions: Sequence[Any], arguments: Sequence[Any]) -> list[float]:
-    times = []
-    for function in functions:
-        start = time.thread_time_ns()
-        function(*arguments)
-        times.append(1e-3 * (time.thread_time_ns() - start))
-    return times
-
-
-class _Traced(Lowering):
-    """Lowering that remembers which node each step is for.
+class Traced(Lowering):
+    """Lowering that remembers what each step is for.
 
     Attributes:
         nodes: one per step.
+        kernels: one per step: the kernel that a schedule was chosen for, or nothing.
     """
 
-    def __init__(self, graph: Graph, hardware: Hardware) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        hardware: Hardware,
+        threads: int = 1,
+        schedules: Schedules | None = None,
+    ) -> None:
         self.nodes: list[Node | None] = []
-        super().__init__(graph, hardware)
+        self.kernels: list[str] = []
+        self._kernel = ""
+        super().__init__(graph, hardware, threads, schedules)
+
+    def schedule(self, kernel: str, *arguments: Any) -> Any:
+        self._kernel = kernel
+        return super().schedule(kernel, *arguments)
 
     def emit(self, *arguments: Any, **keywords: Any) -> None:
         super().emit(*arguments, **keywords)
         self.nodes.append(self._node)
+        self.kernels.append(self._kernel)
+        self._kernel = ""
