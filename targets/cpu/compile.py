@@ -12,6 +12,7 @@ from pwopt.targets.cpu.lowering import DTYPES, Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
 from pwopt.targets.cpu.plan import Plan, assign_offsets, pack_constants
 from pwopt.targets.cpu.rules import RULES
+from pwopt.targets.cpu.schedules import Schedules
 from pwopt.targets.executable import Executable, Manifest, Port, SegmentSpec
 from pwopt.targets.partition import Segment, partition, value_key
 
@@ -21,6 +22,7 @@ def compile_graph(
     hardware: Hardware,
     threads: int = 1,
     metadata: dict[str, Any] | None = None,
+    schedules: Schedules | None = None,
 ) -> Executable:
     """Compiles a graph; nodes without a kernel run in ONNX Runtime inside the executable.
 
@@ -29,9 +31,10 @@ def compile_graph(
         hardware: the processor to generate code for.
         threads: of one run.
         metadata: stored in the executable.
+        schedules: tuned ones.
     """
     graph = _with_identities(graph)
-    segments, plans, reasons, from_tvm = _lower(graph, hardware, threads)
+    segments, plans, reasons, from_tvm = _lower(graph, hardware, threads, schedules)
     for plan in plans:
         assign_offsets(plan)
     constants = pack_constants(plans)
@@ -71,7 +74,7 @@ def compile_graph(
 
 
 def _lower(
-    graph: Graph, hardware: Hardware, threads: int
+    graph: Graph, hardware: Hardware, threads: int, schedules: Schedules | None
 ) -> tuple[list[Segment], list[Plan], dict[Node, str], dict[Node, str]]:
     """Segments and the plans of the compiled ones; what cannot be lowered moves to the others.
 
@@ -85,7 +88,7 @@ def _lower(
         for segment in segments:
             if not segment.compiled:
                 continue
-            lowering = Lowering(segment.graph, hardware, threads)
+            lowering = Lowering(segment.graph, hardware, threads, schedules)
             for node, reason in lowering.run(RULES, fallback).items():
                 rejected[segment.original[node]] = reason
             from_tvm.update((segment.original[n], r) for n, r in lowering.notes.items())

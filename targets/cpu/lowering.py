@@ -8,7 +8,7 @@ border for the convolution that reads them, or straight into a graph output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,11 @@ from pwopt.cost_model import cost_model
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.targets.cpu.kernels.copy import copy, fill_border
+from pwopt.targets.cpu.kernels.geometry import Geometry
+from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
 from pwopt.targets.cpu.placement import Placement
 from pwopt.targets.cpu.plan import Buffer, Plan, Pointer, Step, Tensor, place
+from pwopt.targets.cpu.schedules import AnySchedule, Schedules
 from pwopt.targets.cpu.views import View, channels_last, image
 
 DTYPES = {  # element types that move through memory, and the dtype that TVM sees
@@ -55,12 +58,20 @@ class Lowering:
     """Lowers one graph of static shapes.
 
     Attributes:
+        schedules: that kernels get.
         plan: the steps so far.
         notes: of the nodes that the fallback was asked to lower, why no rule did.
     """
 
-    def __init__(self, graph: Graph, hardware: Hardware, threads: int = 1) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        hardware: Hardware,
+        threads: int = 1,
+        schedules: Schedules | None = None,
+    ) -> None:
         self.graph, self.hardware, self.threads = graph, hardware, threads
+        self.schedules = schedules or Schedules()
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
         self.placement = Placement(graph)
@@ -68,6 +79,7 @@ class Lowering:
         self._copies: dict[tuple[Any, ...], Tensor] = {}
         self._constants: dict[Any, Buffer] = {}
         self._node: Node | None = None
+        self._kernel = ""  # that a schedule was chosen for
         for node in graph.inputs:
             buffer = self._external("input", node.out, len(self.plan.inputs))
             self.plan.inputs.append((node.names[0], buffer, dense_view(node.out)))
@@ -283,6 +295,24 @@ class Lowering:
             (key if key is not None else id(array), axes), lambda: array.transpose(axes)
         )
         return Tensor(buffer, view)
+
+    def schedule(
+        self,
+        kernel: str,
+        rule: Callable[[], AnySchedule],
+        candidates: Callable[[], Iterable[AnySchedule]],
+    ) -> AnySchedule:
+        """The schedule of the next kernel call: see :meth:`Schedules.choose`."""
+        self._kernel = f"{kernel}, {self.threads} threads"
+        return self.schedules.choose(self._kernel, rule, candidates)
+
+    def tile(self, kind: str, geometry: Geometry, hardware: Hardware) -> Tile:
+        """The tile of a kernel over ``geometry``."""
+        return self.schedule(
+            f"{kind} {geometry}",
+            lambda: choose_tile(geometry, hardware),
+            lambda: candidates(geometry, hardware),
+        )
 
     def packed(self, key: Any, make: Callable[[], np.ndarray]) -> Buffer:
         """A constant made when the plan is built; equal keys share it."""

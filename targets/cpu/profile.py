@@ -125,21 +125,10 @@ class Traced(Lowering):
         kernels: one per step: the kernel that a schedule was chosen for, or nothing.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        hardware: Hardware,
-        threads: int = 1,
-        schedules: Schedules | None = None,
-    ) -> None:
+    def __init__(self, *arguments: Any) -> None:
         self.nodes: list[Node | None] = []
         self.kernels: list[str] = []
-        self._kernel = ""
-        super().__init__(graph, hardware, threads, schedules)
-
-    def schedule(self, kernel: str, *arguments: Any) -> Any:
-        self._kernel = kernel
-        return super().schedule(kernel, *arguments)
+        super().__init__(*arguments)
 
     def emit(self, *arguments: Any, **keywords: Any) -> None:
         super().emit(*arguments, **keywords)

@@ -71,7 +71,7 @@ def tune(
     """
     start = time.perf_counter()
     machine = machine_key(hardware)
-    search = _Search(database.measured(machine))
+    search = Search(database.measured(machine))
     rule = _Variant(graph, hardware, threads, search)
     width = max(1, min(_VARIANTS, _BYTES // max(rule.plan.constant_bytes, 1)))
     total, measured = search.left, 0
@@ -96,7 +96,7 @@ def tune(
     )
 
 
-class _Search(Schedules):
+class Search(Schedules):
     """Gives every kernel its untuned schedule, and notes what else could be tried.
 
     Attributes:
@@ -160,9 +160,7 @@ class _Variant:
         return self._tuned
 
 
-def _compare(
-    rule: _Variant, variants: Sequence[_Variant], rounds: int
-) -> Iterator[Measurement]:
+def _compare(rule: _Variant, variants: Sequence[_Variant], rounds: int) -> Iterator[Measurement]:
     """Runs variants in turn with the untuned one; what each of their schedules took."""
     contenders = [rule, *variants]
     samples: list[list[list[float]]] = [[] for _ in contenders]

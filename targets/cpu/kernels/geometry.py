@@ -63,6 +63,11 @@ class Geometry:
     groups: int
     lanes: int
 
+    def __str__(self) -> str:
+        """Everything that decides how fast a schedule is; the name of a kernel when it is tuned."""
+        views = ", ".join(f"{v.shape}/{v.strides}" for v in (self.x, self.y, *self.extras))
+        return f"{views}, {self.window}, {self.groups} groups, {self.lanes} lanes"
+
     @property
     def in_channels(self) -> int:
         """Input channels of a group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -40,14 +41,28 @@ class Tile:
     prefetch: int = 0
     stream: bool = False
 
+    def __str__(self) -> str:
+        extras = [f"prefetch {self.prefetch}"] * (self.prefetch > 0) + ["stream"] * self.stream
+        return " ".join([f"{self.mr}x{self.nrv}", self.order, *extras])
+
 
 def candidates(geometry: Geometry, hardware: Hardware) -> Iterator[Tile]:
-    """The tiles that fit the registers, in both orders, with and without prefetch."""
-    for mr, nrv in _shapes(geometry, hardware):
-        for order in ("channels", "pixels"):
-            for prefetch in (0, _PREFETCH_STEPS):
-                yield Tile(mr, nrv, order, prefetch)
-            yield Tile(mr, nrv, order, _PREFETCH_STEPS, stream=True)
+    """The tiles that fit the registers, the most promising first, in all orders and prefetches.
+
+    The rule's shape comes with every order and prefetch, then the next shapes with the rule's.
+    """
+    rule = choose_tile(geometry, hardware)
+    shapes = sorted(_shapes(geometry, hardware), key=lambda t: _cycles(geometry, hardware, *t))
+    ways = [
+        dataclasses.replace(rule, order=order, prefetch=prefetch, stream=stream)
+        for order in ("channels", "pixels")
+        for prefetch in (0, _PREFETCH_STEPS)
+        for stream in (False, True)
+    ]
+    yield from ways
+    for way in (rule, *ways):
+        for mr, nrv in shapes:
+            yield dataclasses.replace(way, mr=mr, nrv=nrv)
 
 
 def choose_tile(geometry: Geometry, hardware: Hardware) -> Tile:

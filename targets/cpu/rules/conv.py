@@ -13,7 +13,6 @@ from pwopt.ir.shapes import explicit_pads
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
-from pwopt.targets.cpu.kernels.tiling import choose_tile
 from pwopt.targets.cpu.lowering import (
     FEW_CHANNELS,
     Lowering,
@@ -117,7 +116,7 @@ def _emit(
     else:
         hardware = hardware.for_channels(out_channels // groups)
         geometry = Geometry(xv, yv, extra_views, window, groups, hardware.lanes)
-        tile = choose_tile(geometry, hardware)
+        tile = lowering.tile("conv", geometry, hardware)
         w, b = packed_weights(
             lowering,
             (conv, *operands, groups, tile.nrv, hardware.lanes),

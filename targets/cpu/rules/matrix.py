@@ -10,7 +10,6 @@ import numpy as np
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.kernels.gemm import gemm, gemm_geometry, matmul, matmul_geometry, pack_gemm
-from pwopt.targets.cpu.kernels.tiling import choose_tile
 from pwopt.targets.cpu.lowering import (
     Lowering,
     Rule,
@@ -61,7 +60,7 @@ def matmul_(lowering: Lowering, node: Node) -> None:
     (ap, av), (bp, bv), (yp, yv) = place(left), place(right), place(result)
     av, bv = (v.broadcast((*batch, *v.shape[-2:])) for v in (av, bv))
     geometry = matmul_geometry(av, bv, yv, (), lowering.hardware.lanes)
-    tile = choose_tile(geometry, lowering.hardware)
+    tile = lowering.tile("matmul", geometry, lowering.hardware)
     arguments = (av, bv, yv, Program(), (), lowering.hardware, tile, lowering.threads)
     lowering.emit(matmul, arguments, (ap, bp, yp))
     return None
@@ -91,7 +90,7 @@ def _constant_product(
     if rows is None:
         raise Unsupported("the layout of its result")
     views, hardware = tuple(v for _, v in placed), lowering.hardware.for_channels(flat[1])
-    tile = choose_tile(gemm_geometry(xv, rows, views, hardware.lanes), hardware)
+    tile = lowering.tile("gemm", gemm_geometry(xv, rows, views, hardware.lanes), hardware)
     w, b = packed_weights(
         lowering,
         (gemm, node.out),

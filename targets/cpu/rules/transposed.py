@@ -16,7 +16,6 @@ from pwopt.ir.graph import Node
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
-from pwopt.targets.cpu.kernels.tiling import choose_tile
 from pwopt.targets.cpu.lowering import (
     Lowering,
     Rule,
@@ -103,7 +102,8 @@ def _emit(
     (xp, xv), (yp, yv) = place(image_tensor(source)), place(image_tensor(target))
     window = Window((weight.shape[2], weight.shape[3]), pads=(pads[0], pads[1]))
     hardware = lowering.hardware.for_channels(weight.shape[0] // groups)
-    tile = choose_tile(Geometry(xv, yv, (), window, groups, hardware.lanes), hardware)
+    geometry = Geometry(xv, yv, (), window, groups, hardware.lanes)
+    tile = lowering.tile("conv", geometry, hardware)
     w, b = packed_weights(
         lowering,
         (conv_transpose, node.out, phases),
