@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pwopt.errors import CodegenError
+from pwopt.errors import CodegenError, TuningError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node
 from pwopt.targets import runtime
@@ -78,8 +78,16 @@ def traced(
     return lowering
 
 
+class MachineLostError(TuningError):
+    """A machine that does not answer any more."""
+
+
 class TimedPlan:
-    """A plan as functions of one step each, which run in turn."""
+    """A plan as functions of one step each, which run in turn on this machine.
+
+    Attributes:
+        constant_bytes: size of the plan's constants.
+    """
 
     def __init__(self, plan: Plan, hardware: Hardware, threads: int = 1) -> None:
         """Builds a plan whose offsets are not assigned yet."""
@@ -87,24 +95,34 @@ class TimedPlan:
         constants = pack_constants([plan])
         parts = [dataclasses.replace(plan, steps=[step]) for step in plan.steps]
         parts.append(dataclasses.replace(plan, steps=[]))  # what a call costs
-        module = build_module(parts, constants.nbytes, hardware, threads)
-        self._functions = [module[entry_name(i)] for i in range(len(parts))]
-        self._arguments = _arguments(plan, constants)
-        # Other threads' time does not count as this one's; nor does waiting for them.
-        self._clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
         self.constant_bytes = constants.nbytes
+        module = build_module(parts, constants.nbytes, hardware, threads)
+        names = [entry_name(i) for i in range(len(parts))]
+        self._place(module, names, _arguments(plan, constants), threads)
 
     def run(self) -> list[float]:
         """One inference: microseconds of each step, less what a call costs."""
+        times = self._times()
+        return [max(t - times[-1], 0.0) for t in times[:-1]]
+
+    def _place(
+        self, module: Any, names: Sequence[str], arguments: Sequence[np.ndarray], threads: int
+    ) -> None:
+        self._functions = [module[name] for name in names]
+        self._arguments = [runtime.tensor(a) for a in arguments]
+        # One thread's own time is free of what else the machine does.
+        self._clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+
+    def _times(self) -> list[float]:
         times, clock, arguments = [], self._clock, self._arguments
         for function in self._functions:
             start = clock()
             function(*arguments)
             times.append(1e-3 * (clock() - start))
-        return [max(t - times[-1], 0.0) for t in times[:-1]]
+        return times
 
 
-def _arguments(plan: Plan, constants: np.ndarray) -> list[Any]:
+def _arguments(plan: Plan, constants: np.ndarray) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     arrays = [aligned(max(plan.workspace_bytes, 64)), constants]
     for _, buffer, view in (*plan.inputs, *plan.outputs):
@@ -114,7 +132,7 @@ def _arguments(plan: Plan, constants: np.ndarray) -> list[Any]:
             array.view(np.float32)[:] = rng.random(array.size // 4, np.float32)
         arrays.append(array)
     arrays[0][:] = 0
-    return [runtime.tensor(a) for a in arrays]
+    return arrays
 
 
 class Traced(Lowering):
