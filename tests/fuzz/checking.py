@@ -81,11 +81,15 @@ class Oracle:
         return self._exact
 
 
-def optimized(oracle: Oracle, machine: Machine, passes: str | None = None) -> Graph:
-    """The graph after some passes, the default ones if left out, for a machine."""
-    return pwopt.optimize(
-        oracle.graph, passes=passes, hardware=machine.imagined, verify=False
-    ).graph
+def optimized(
+    oracle: Oracle, machine: Machine, passes: str | None = None, *, closed: bool = True
+) -> Graph:
+    """The graph after some passes, the default ones if left out, for a machine.
+
+    It knows all sizes of its inputs, or only those in the file unless ``closed``.
+    """
+    graph = oracle.graph if closed else load(oracle.example.model)
+    return pwopt.optimize(graph, passes=passes, hardware=machine.imagined, verify=False).graph
 
 
 def check_export(oracle: Oracle, graph: Graph) -> None:

@@ -14,7 +14,7 @@ from tests.fuzz.layers import MAX_CHANNELS, Draw, Layer
 def plain(
     d: Draw, x: Value, out: int = 0, kernel: int = 1, *, stride: int = 1, group: int = 1
 ) -> Value:
-    """A convolution that pads to keep the size, with or without a bias."""
+    """A convolution that pads to keep the size (or its quotient), with or without a bias."""
     net, rank = d.net, d.rank(x) - 2
     out = out or d.channels()
     weight = net.weights(out, net.shapes[x][1] // group, *[kernel] * rank)
@@ -22,6 +22,8 @@ def plain(
     options: dict[str, Any] = {"group": group} if group > 1 else {}
     if stride > 1:
         options["strides"] = [stride] * rank
+    if d.among([False, False, True]):
+        return net.op("Conv", x, weight, *bias, auto_pad="SAME_UPPER", **options)
     return net.op("Conv", x, weight, *bias, pads=[kernel // 2] * 2 * rank, **options)
 
 
@@ -44,8 +46,9 @@ def mlpconv(d: Draw, x: Value) -> Value:
 
 def bottleneck(d: Draw, x: Value) -> Value:
     """ResNet: reduce, convolve, expand, add to the input or to its projection; strided anywhere."""
-    net, channels = d.net, d.net.shapes[x][1]
-    stride, first = d.among([1, 1, 2]), d.flag()
+    net = d.net
+    x = net.relu(plain(d, x, kernel=3)) if d.flag() else x
+    channels, stride, first = net.shapes[x][1], d.among([1, 1, 2]), d.flag()
     y = finished(d, plain(d, x, max(1, channels // 4), stride=stride if first else 1))
     y = finished(d, plain(d, y, kernel=3, stride=1 if first else stride))
     project = stride > 1 or d.flag()
@@ -79,9 +82,10 @@ def transition(d: Draw, x: Value) -> Value:
         return plain(d, x)
     side = d.among([2, 3])
     window: dict[str, Any] = {"kernel_shape": [side] * rank, "strides": [d.among([2, 1])] * rank}
-    if d.among([False, False, True]):
+    if d.flag():
         window["pads"] = [1] * 2 * rank
-    kind = d.among(["AveragePool", "AveragePool", "MaxPool", "GlobalAveragePool", "ReduceMean"])
+    kinds = ("AveragePool", "AveragePool", "AveragePool", "MaxPool", "GlobalAveragePool")
+    kind = d.among([*kinds, "ReduceMean"])
     if kind == "AveragePool" and d.flag():
         window["count_include_pad"] = 1
 
@@ -132,6 +136,8 @@ def sum_of_products(d: Draw, x: Value) -> Value:
     if d.flag() and net.shapes[y][1] + shape[1] <= 2 * MAX_CHANNELS:
         return plain(d, net.op("Concat", x, y, axis=1))
     out = d.channels()
+    if d.among([False, False, False, True]):
+        y = layers.global_pool(d, y)  # the sum broadcasts
     return net.op("Add", plain(d, x, out), plain(d, y, out))
 
 
@@ -229,15 +235,55 @@ def classifier(d: Draw, x: Value) -> Value:
         return plain(d, x)
     x = net.op("Flatten", x)
     for _ in range(d.number(1, 3)):
-        out = d.channels()
-        if d.flag():
-            x = net.op("MatMul", x, net.weights(features, out))
+        out = d.among([features, *(c for c in (1, 3, 8, 16, 33))])
+        how = d.among(["MatMul", "Gemm", "scaled", "transposed"])
+        shape = (out, features) if how == "transposed" else (features, out)
+        known = [n for n, a in net.arrays.items() if a.shape == shape]
+        weight = known[-1] if known and d.flag() else net.weights(*shape)
+        if how == "MatMul":
+            x = net.op("MatMul", x, weight)
             x = net.op("Add", x, net.vector(out)) if d.flag() else x
         else:
-            x = net.op("Gemm", x, net.weights(out, features), net.vector(out), transB=1)
+            factors: dict[str, Any] = {"alpha": 0.5, "beta": 2.0} if how == "scaled" else {}
+            x = net.op(
+                "Gemm", x, weight, net.vector(out), transB=int(how == "transposed"), **factors
+            )
         x = net.relu(x) if d.among([False, False, True]) else x
         features = out
     return net.op("Reshape", x, net.constant([-1, features, 1, 1]))
+
+
+def token_mixing(d: Draw, x: Value) -> Value:
+    """MLP-Mixer: a product over the pixels of each channel, and what goes on by channels."""
+    net, shape = d.net, d.net.shapes[x]
+    pixels = int(np.prod(shape[2:]))
+    y = net.op("Reshape", x, net.constant([shape[0], shape[1], -1]))
+    y = net.op("MatMul", y, net.weights(pixels, d.among([4, 9, shape[1]])))
+    return layers.batch_norm(d, y) if d.flag() else layers.affine(d, y)
+
+
+def by_shape(d: Draw, x: Value) -> Value:
+    """A reshape whose target is computed from the map's shape, as exporters write it."""
+    net, shape = d.net, d.net.shapes[x]
+    known, last = net.op("Shape", x), len(shape) - 1
+    kind = d.among(["keep", "flat", "every_second"])
+    if kind == "keep":
+        y = net.op("Flatten", x)
+        return net.reshape_to(net.relu(y) if d.flag() else y, known, shape)
+    if kind == "flat":
+        batch = net.op("Gather", known, net.constant([0]), axis=0)
+        channels = net.op("Gather", known, net.constant([1]), axis=0)
+        target = net.op("Concat", batch, channels, net.constant([-1]), axis=0)
+        return net.reshape_to(x, target, (*shape[:2], int(np.prod(shape[2:]))))
+    if net.opset < 10 or len(shape) < 4:
+        return x
+    picked = [net.constant([v]) for v in (0, last, 0, 2)]
+    ends = net.op("Slice", known, *picked)
+    target = net.op("Concat", ends, net.constant([-1]), axis=0)
+    kept = shape[0:last:2]
+    if len(kept) != 2 or kept[1] > MAX_CHANNELS:
+        return x
+    return net.reshape_to(x, target, (*kept, int(np.prod(shape)) // int(np.prod(kept))))
 
 
 FAMILIES: tuple[Layer, ...] = (
@@ -252,4 +298,6 @@ FAMILIES: tuple[Layer, ...] = (
     resized,
     channels_last_sum,
     classifier,
+    by_shape,
+    token_mixing,
 )

@@ -70,6 +70,13 @@ class Network(ModelBuilder):
             self.channels[name] = self.shapes[name][1]
         return name
 
+    def reshape_to(self, x: Value, target: Value, shape: Shape) -> Value:
+        """A Reshape by computed integers, which are known to ask for ``shape``."""
+        name = self.op("Reshape", x, target)
+        self.shapes[name] = shape
+        self.channels[name] = shape[1]
+        return name
+
     def split(self, x: Value, sizes: Sequence[int], axis: int = 1) -> list[Value]:
         """Parts of given sizes, by a Split in the form of the opset."""
         names = super().split(x, sizes, axis)
@@ -84,10 +91,12 @@ class Network(ModelBuilder):
             old_inputs: list initializers among the inputs, as files of before 2019 do.
             batch: a name for the first dimension of the inputs, or "" to leave its number.
         """
-        model = self.build(*outputs)
-        for value in model.graph.output:
-            shape = self.shapes[value.name]
-            value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape))
+        float32 = TensorProto.FLOAT
+        infos = [helper.make_tensor_value_info(n, float32, self.shapes[n]) for n in outputs]
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, infos, self._initializers)
+        opsets = [helper.make_opsetid("", self.opset)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        onnx.checker.check_model(model)
         if batch:
             for value in (*model.graph.input, *model.graph.output):
                 value.type.tensor_type.shape.dim[0].dim_param = batch

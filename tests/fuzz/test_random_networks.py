@@ -25,10 +25,10 @@ shuffled = st.permutations([each.name for each in default_pipeline()])
 
 
 @settings(FEW, max_examples=150)
-@given(example=networks(), machine=machines)
-def test_exported(example: Example, machine: Machine) -> None:
+@given(example=networks(), machine=machines, closed=st.booleans())
+def test_exported(example: Example, machine: Machine, closed: bool) -> None:
     answers = oracle(example)
-    check_export(answers, optimized(answers, machine))
+    check_export(answers, optimized(answers, machine, closed=closed))
 
 
 @settings(FEW, max_examples=50)
