@@ -33,6 +33,7 @@ class Request:
         verify: whether to check the results against the original.
         max_growth: share by which the model's file may become larger.
         compile: whether to make an executable.
+        winograd: the tiles that its convolutions may use: "off", "f2" or "auto".
     """
 
     model: Path
@@ -45,6 +46,7 @@ class Request:
     verify: bool = True
     max_growth: float = MAX_GROWTH
     compile: bool = True
+    winograd: str = "auto"
 
 
 def build(
@@ -87,7 +89,7 @@ def build(
         frontend.save(made.graph, stage / "model.onnx")
         if request.compile:
             progress("compiling")
-            executable, made = driver.compile_optimized(made, request.threads)
+            executable, made = driver.compile_optimized(made, request.threads, request.winograd)
             executable.save(stage / "model.so")
         (stage / REPORT).write_text(made.report.dumps())
         before_commit()
@@ -97,6 +99,7 @@ def build(
 def _check(request: Request, machine: Hardware) -> None:
     """Everything that can be known to fail before the work starts."""
     driver.check_target(request.target)
+    driver.check_winograd(request.winograd)
     if request.target == "cuda" and request.compile:
         raise UsageError("the CUDA target is not built yet; use --target cpu")
     if not request.model.exists():

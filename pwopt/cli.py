@@ -69,6 +69,12 @@ def optimize(
     mcpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Processor to generate code for.")
     ] = None,
+    winograd: Annotated[
+        str,
+        typer.Option(
+            metavar="off|f2|auto", help="Tiles that convolutions may be computed in by Winograd's."
+        ),
+    ] = "auto",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the result against the original.")
     ] = True,
@@ -103,6 +109,7 @@ def optimize(
         verify=verify,
         max_growth=max_growth,
         compile=compile_,
+        winograd=winograd,
     )
     with _Progress(quiet) as progress:
         log = progress.log if verbose else _silent

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pwopt.targets.executable import Executable
 
 TARGETS = ("cpu", "cuda")
+WINOGRAD = ("off", "f2", "auto")
 
 Model = Any  # a path, a model's bytes, an onnx.ModelProto (the frontend's to know) or a Graph
 Shapes = Mapping[str, Sequence[int]]
@@ -131,6 +132,7 @@ def compile(
     hardware: Hardware | None = None,
     input_shapes: Shapes | None = None,
     metadata: Mapping[str, str] | None = None,
+    winograd: str = "auto",
 ) -> Executable:
     """Compiles a model, usually an optimized graph, to machine code.
 
@@ -141,9 +143,11 @@ def compile(
         hardware: what to generate code for; this machine if left out.
         input_shapes: sizes for open dimensions, by input name.
         metadata: carried inside the executable.
+        winograd: how stride-1 convolutions may be computed: "off" is directly, "f2" also by
+            Winograd's algorithm in tiles of 2x2 outputs, "auto" in those or 4x4.
 
     Raises:
-        UsageError: an unknown target, or a number of threads that is not positive.
+        UsageError: an unknown target or option, or a number of threads that is not positive.
         CodegenError: the graph cannot be compiled.
     """
     check_target(target)
@@ -151,22 +155,55 @@ def compile(
         raise UsageError("the CUDA target is not built yet; use --target cpu")
     if threads < 1:
         raise UsageError(f"{threads} threads: at least one is needed")
+    check_winograd(winograd)
     from pwopt.targets import compile_graph
 
     graph, source = read(model, input_shapes)
     limits.check_sizes(graph)
     graph = _with_types(graph)
     facts = {"pwopt": _version(), "target": target, "sha256": source.sha256, **(metadata or {})}
-    return compile_graph(graph, target, hardware or _host(), threads, metadata=facts)
+    machine = hardware or _host()
+    return compile_graph(graph, target, machine, threads, metadata=facts, winograd=winograd)
 
 
-def compile_optimized(optimized: Optimized, threads: int = 1) -> tuple[Executable, Optimized]:
+def compile_optimized(
+    optimized: Optimized, threads: int = 1, winograd: str = "auto"
+) -> tuple[Executable, Optimized]:
     """Compiles and checks what :func:`optimize` made, and completes its report.
+
+    Where Winograd's algorithm costs more accuracy than the check allows, the executable is made
+    again with smaller tiles, or without.
+
+    Args:
+        optimized: of :func:`optimize`.
+        threads: of one run.
+        winograd: as for :func:`compile`.
 
     Raises:
         CodegenError: the graph cannot be compiled.
         NumericsError: the executable differs from the original.
     """
+    check_winograd(winograd)
+    start = time.perf_counter()
+    for choice in reversed(WINOGRAD[: WINOGRAD.index(winograd) + 1]):
+        try:
+            executable, compilation = _compile_and_check(optimized, threads, choice)
+        except _WinogradError:
+            continue
+        break
+    report = optimized.report
+    total = report.seconds + time.perf_counter() - start
+    report = dataclasses.replace(report, compilation=compilation, seconds=total)
+    return executable, dataclasses.replace(optimized, report=report)
+
+
+class _WinogradError(NumericsError):
+    """An executable with Winograd kernels differs from the original."""
+
+
+def _compile_and_check(
+    optimized: Optimized, threads: int, winograd: str
+) -> tuple[Executable, Compilation]:
     report, start = optimized.report, time.perf_counter()
     executable = compile(
         optimized.graph,
@@ -177,26 +214,31 @@ def compile_optimized(optimized: Optimized, threads: int = 1) -> tuple[Executabl
             "sha256": report.source.sha256,
             "passes": ",".join(dict.fromkeys(row.spec for row in report.passes)),
         },
+        winograd=winograd,
     )
     seconds = time.perf_counter() - start
+    made = executable.report
+    kernels = list(made.get("kernels", ()))
     verification = None
     if optimized.reference is not None:
         if not runs_here(report.hardware):
             verification = Verification("skipped", reason="the code is for another machine")
         else:
-            verification = _check_executable(executable, optimized.reference)
-    made = executable.report
-    compilation = Compilation(
+            try:
+                verification = _check_executable(executable, optimized.reference)
+            except NumericsError as error:
+                if any(k["kernel"].startswith("winograd") for k in kernels):
+                    raise _WinogradError(str(error)) from error
+                raise
+    return executable, Compilation(
         target=report.target,
         threads=threads,
         seconds=seconds,
-        kernels=list(made.get("kernels", ())),
+        kernels=kernels,
         fallbacks=list(made.get("fallback", ())),
         verification=verification,
+        winograd=winograd,
     )
-    total = report.seconds + time.perf_counter() - start
-    report = dataclasses.replace(report, compilation=compilation, seconds=total)
-    return executable, dataclasses.replace(optimized, report=report)
 
 
 def read(model: Model, input_shapes: Shapes | None = None) -> tuple[Graph, Source]:
@@ -228,6 +270,16 @@ def check_target(target: str) -> None:
     """
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}{nearest(target, TARGETS)}; {list(TARGETS)}")
+
+
+def check_winograd(choice: str) -> None:
+    """Makes sure that a choice is one of :data:`WINOGRAD`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if choice not in WINOGRAD:
+        raise UsageError(f"winograd {choice!r}{nearest(choice, WINOGRAD)}; {list(WINOGRAD)}")
 
 
 def runs_here(machine: Hardware) -> bool:

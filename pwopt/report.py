@@ -87,6 +87,8 @@ class Compilation:
         kernels: one entry per call: node, kernel, origin, macs, predicted_us.
         fallbacks: operators that run in ONNX Runtime: node and reason.
         verification: of the executable against the original.
+        winograd: the tiles that its convolutions might use; fewer than asked for where the result
+            would have differed too much.
     """
 
     target: str
@@ -95,6 +97,7 @@ class Compilation:
     kernels: list[Any]
     fallbacks: list[Any]
     verification: Verification | None = None
+    winograd: str = "auto"
 
 
 @dataclass(frozen=True)

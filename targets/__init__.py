@@ -26,6 +26,7 @@ def compile_graph(
     threads: int = 1,
     *,
     metadata: Mapping[str, Any] | None = None,
+    winograd: str = "auto",
 ) -> Executable:
     """Compiles a graph for a target.
 
@@ -35,6 +36,7 @@ def compile_graph(
         hardware: the processor to generate code for.
         threads: of one run.
         metadata: stored in the executable.
+        winograd: the tiles that convolutions may use: "off", "f2" or "auto".
 
     Raises:
         UsageError: an unknown target.
@@ -44,4 +46,4 @@ def compile_graph(
 
     if target != "cpu":
         raise UsageError(f"no target {target!r}; there is cpu")
-    return compile_cpu(graph, hardware, threads, dict(metadata or {}))
+    return compile_cpu(graph, hardware, threads, dict(metadata or {}), winograd)

@@ -23,6 +23,7 @@ def compile_graph(
     threads: int = 1,
     metadata: dict[str, Any] | None = None,
     schedules: Schedules | None = None,
+    winograd: str = "auto",
 ) -> Executable:
     """Compiles a graph; nodes without a kernel run in ONNX Runtime inside the executable.
 
@@ -32,9 +33,11 @@ def compile_graph(
         threads: of one run.
         metadata: stored in the executable.
         schedules: tuned ones.
+        winograd: the tiles that convolutions may use: "off", "f2" or "auto".
     """
     graph = _with_identities(graph)
-    segments, plans, reasons, from_tvm = _lower(graph, hardware, threads, schedules)
+    lowered = _lower(graph, hardware, threads, schedules, winograd)
+    segments, plans, reasons, from_tvm = lowered
     for plan in plans:
         assign_offsets(plan)
     constants = pack_constants(plans)
@@ -74,7 +77,11 @@ def compile_graph(
 
 
 def _lower(
-    graph: Graph, hardware: Hardware, threads: int, schedules: Schedules | None
+    graph: Graph,
+    hardware: Hardware,
+    threads: int,
+    schedules: Schedules | None,
+    winograd: str,
 ) -> tuple[list[Segment], list[Plan], dict[Node, str], dict[Node, str]]:
     """Segments and the plans of the compiled ones; what cannot be lowered moves to the others.
 
@@ -88,7 +95,7 @@ def _lower(
         for segment in segments:
             if not segment.compiled:
                 continue
-            lowering = Lowering(segment.graph, hardware, threads, schedules)
+            lowering = Lowering(segment.graph, hardware, threads, schedules, winograd)
             for node, reason in lowering.run(RULES, fallback).items():
                 rejected[segment.original[node]] = reason
             from_tvm.update((segment.original[n], r) for n, r in lowering.notes.items())

@@ -59,6 +59,7 @@ class Lowering:
 
     Attributes:
         schedules: that kernels get.
+        winograd: the tiles that convolutions may use: "off", "f2" or "auto".
         plan: the steps so far.
         notes: of the nodes that the fallback was asked to lower, why no rule did.
     """
@@ -69,9 +70,11 @@ class Lowering:
         hardware: Hardware,
         threads: int = 1,
         schedules: Schedules | None = None,
+        winograd: str = "auto",
     ) -> None:
         self.graph, self.hardware, self.threads = graph, hardware, threads
         self.schedules = schedules or Schedules()
+        self.winograd = winograd
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
         self.placement = Placement(graph)
@@ -328,6 +331,7 @@ class Lowering:
         *,
         writes: Sequence[int] = (-1,),
         in_place: tuple[int, int] | None = None,
+        variant: str = "",
         **keywords: Any,
     ) -> None:
         """Appends a kernel call on behalf of the node being lowered."""
@@ -344,6 +348,7 @@ class Lowering:
                 label=node.label if node else "",
                 origin=node.origin if node else (),
                 macs=node_macs(self.graph, node) if node else 0,
+                variant=variant,
             )
         )
 

@@ -88,6 +88,7 @@ class Step:
         label: the node, by the user's names.
         origin: the ONNX nodes it computes.
         macs: multiply-accumulates.
+        variant: the algorithm where the kernel has several.
         predicted_us: by the cost model, on the call that does a node's work; 0 on the others.
     """
 
@@ -101,6 +102,7 @@ class Step:
     label: str = ""
     origin: tuple[str, ...] = ()
     macs: int = 0
+    variant: str = ""
     predicted_us: float = 0.0
 
     @property
@@ -118,8 +120,8 @@ class Step:
 
     @property
     def kernel_name(self) -> str:
-        """The kernel's kind, e.g. ``conv``."""
-        return self.factory.__name__
+        """The kernel's kind and variant, e.g. ``conv`` or ``winograd_4x4_3x3``."""
+        return "_".join(filter(None, (self.factory.__name__, self.variant)))
 
 
 @dataclass

@@ -71,11 +71,12 @@ def check(
     threads: int = 1,
     hardware: Hardware | None = None,
     fallback: Sequence[str] = (),
+    winograd: str = "auto",
 ) -> pwopt.Executable:
     """Compiles, runs twice and compares; ``fallback``: operators that may run elsewhere."""
     want = reference(source, inputs)
     graph = pwopt.optimize(source, verify=False).graph if optimized else pwopt.load(source)
-    executable = pwopt.compile(graph, threads=threads, hardware=hardware)
+    executable = pwopt.compile(graph, threads=threads, hardware=hardware, winograd=winograd)
     left = [f for f in executable.report["fallback"] if f["node"].split()[0] not in fallback]
     assert not left, left
     first, second = executable.run(inputs), executable.run(inputs)

@@ -18,7 +18,7 @@ _PREFETCH_STEPS = 16
 _LINE = 64
 _PAGE = 4096  # bytes after which L1 sets repeat
 _LATENCY = 4  # cycles of a multiply-add; two start in each
-_TILE_CYCLES = 30  # address computation, loop entry and its mispredicted exit
+TILE_CYCLES = 30  # address computation, loop entry and its mispredicted exit
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def choose_tile(geometry: Geometry, hardware: Hardware) -> Tile:
     """The tile with the shortest predicted time; the first of equals."""
     if math.prod(dim.extent for dim in geometry.pixel_dims) == 1:
         return Tile(1, min(geometry.vectors, 8), "channels", _PREFETCH_STEPS)  # memory-bound
-    mr, nrv = min(_shapes(geometry, hardware), key=lambda t: _cycles(geometry, hardware, *t))
+    mr, nrv = min(_shapes(geometry, hardware), key=lambda t: conv_cycles(geometry, hardware, *t))
     order = _order(geometry, hardware)
     weight_bytes = geometry.groups * geometry.vectors * geometry.steps * geometry.lanes * 4
     panel_bytes = nrv * geometry.steps * geometry.lanes * 4
@@ -91,7 +91,7 @@ def _shapes(geometry: Geometry, hardware: Hardware) -> Iterator[tuple[int, int]]
             yield mr, nrv
 
 
-def _cycles(geometry: Geometry, hardware: Hardware, mr: int, nrv: int) -> float:
+def conv_cycles(geometry: Geometry, hardware: Hardware, mr: int, nrv: int) -> float:
     """Predicted time of all tiles of one group on one core."""
     pixels = geometry.pixel_tiling(mr)
     split, row = pixels.split, pixels.row
@@ -105,14 +105,14 @@ def _cycles(geometry: Geometry, hardware: Hardware, mr: int, nrv: int) -> float:
         ]
         slow = _conflict_factor(offsets, hardware)
         for panel in geometry.panels(nrv):
-            step = _step_cycles(size, panel.size) * slow
+            step = step_cycles(size, panel.size) * slow
             step += _traffic_cycles(size, panel.size, geometry, hardware)
-            ends = _TILE_CYCLES + size * panel.size * (1.5 + len(geometry.extras))
+            ends = TILE_CYCLES + size * panel.size * (1.5 + len(geometry.extras))
             total += span.count * panel.count * (geometry.steps * step + ends)
     return total * math.prod(dim.extent for dim in pixels.outer)
 
 
-def _step_cycles(pixels: int, vectors: int) -> float:
+def step_cycles(pixels: int, vectors: int) -> float:
     """Cycles of one reduction step: the scarcest of multipliers, load ports, decoders, latency."""
     products = pixels * vectors
     loads = pixels + 2 * vectors  # with a prefetch per vector

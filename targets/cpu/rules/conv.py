@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from pwopt.cost_model import cost_model
+from pwopt.hardware import Hardware
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import Program
 from pwopt.ir.shapes import explicit_pads
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.tiling import Tile, choose_tile
+from pwopt.targets.cpu.kernels.winograd import pack_winograd, winograd
+from pwopt.targets.cpu.kernels.winograd_tiling import (
+    WinogradTile,
+    choose_winograd,
+    workspace_bytes,
+)
+from pwopt.targets.cpu.kernels.winograd_transforms import transforms_safely
 from pwopt.targets.cpu.lowering import (
     FEW_CHANNELS,
     Lowering,
@@ -22,7 +32,7 @@ from pwopt.targets.cpu.lowering import (
     require_float,
     static_shape,
 )
-from pwopt.targets.cpu.plan import Tensor, place
+from pwopt.targets.cpu.plan import Buffer, Pointer, Tensor, place
 from pwopt.targets.cpu.rules.weights import bias_and_extras, packed_weights
 from pwopt.targets.cpu.views import channels_last, image
 
@@ -103,6 +113,8 @@ def _emit(
     yp, yv = place(image_tensor(lowering.result(node.out)))
     out_channels, per_group = weight.shape[0], weight.shape[1]
     operands = (lowering.required(node, 1), bias)  # nodes that share weights share their packing
+    space: tuple[Pointer, ...] = ()
+    variant = ""
     if per_group == 1 and groups == out_channels > 1 and xv.strides[3] == 1:
         if out_channels < 4 * hardware.lanes:  # wider ones lose as much to their shorter loads
             hardware = hardware.for_channels(out_channels)
@@ -116,20 +128,43 @@ def _emit(
     else:
         hardware = hardware.for_channels(out_channels // groups)
         geometry = Geometry(xv, yv, extra_views, window, groups, hardware.lanes)
-        tile = lowering.tile("conv", geometry, hardware)
-        w, b = packed_weights(
-            lowering,
-            (conv, *operands, groups, tile.nrv, hardware.lanes),
-            lambda: pack_conv(weight, bias_array, groups, tile, hardware.lanes),
-        )
-        factory = conv
+        tile: Tile | WinogradTile
+        fast = _winograd_tile(lowering, geometry, weight, hardware)
+        if fast is not None:
+            tile, factory, variant = fast, winograd, fast.variant(window)
+            size = workspace_bytes(geometry, fast, threads)
+            space = (Pointer(Buffer("workspace", size, f"{node.label} transformed")),)
+            w, b = packed_weights(
+                lowering,
+                (winograd, *operands, groups, fast.m, fast.nrv, hardware.lanes),
+                lambda: pack_winograd(weight, bias_array, groups, fast, hardware.lanes),
+            )
+        else:
+            tile, factory = choose_tile(geometry, hardware), conv
+            w, b = packed_weights(
+                lowering,
+                (conv, *operands, groups, tile.nrv, hardware.lanes),
+                lambda: pack_conv(weight, bias_array, groups, tile, hardware.lanes),
+            )
         arguments = (xv, yv, window, groups, program, extra_views, hardware, tile, threads)
-    pointers = (xp, w, b, *(p for p, _ in placed_extras), yp)
+    pointers = (xp, w, b, *(p for p, _ in placed_extras), *space, yp)
     in_place = None
     for i, (view, value) in enumerate(zip(extra_views, extras, strict=True)):
         if view == yv and lowering.array(value) is None:
             in_place = (3 + i, len(pointers) - 1)
-    lowering.emit(factory, arguments, pointers, in_place=in_place)
+    writes = tuple(range(len(pointers) - 1 - len(space), len(pointers)))
+    lowering.emit(factory, arguments, pointers, writes=writes, in_place=in_place, variant=variant)
+
+
+def _winograd_tile(
+    lowering: Lowering, geometry: Geometry, weight: np.ndarray, hardware: Hardware
+) -> WinogradTile | None:
+    """The tile of a Winograd kernel where that is wanted, safe and expected to pay."""
+    if lowering.winograd == "off" or not transforms_safely(weight):
+        return None
+    streamed = cost_model(hardware).weight_level(lowering.graph) == "dram"
+    sides = (2,) if lowering.winograd == "f2" else (2, 4)
+    return choose_winograd(geometry, sides, hardware, lowering.threads, streamed=streamed)
 
 
 def _input(lowering: Lowering, x: Value, border: tuple[int, ...]) -> Tensor:
