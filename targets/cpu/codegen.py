@@ -49,12 +49,11 @@ class Memory:
             mask = T.broadcast(T.int32(valid), lanes) > T.ramp(T.int32(0), 1, lanes)
             T.evaluate(T.masked_store(self.buffer, value, T.ramp(offset, 1, lanes), mask))
 
-    def prefetch(self, offset: Expr, locality: int = 3) -> None:
+    def prefetch(self, offset: Expr, locality: int = 3, *, write: bool = False) -> None:
         """Asks for the cache line of an element (locality 3: into L1, 2: into L2)."""
         address = T.address_of(self.buffer[offset])
-        call = T.call_llvm_intrin(
-            "void", "llvm.prefetch", address, T.int32(0), T.int32(locality), T.int32(1)
-        )
+        flags = (T.int32(write), T.int32(locality), T.int32(1))
+        call = T.call_llvm_intrin("void", "llvm.prefetch", address, *flags)
         T.evaluate(call)
 
 

@@ -165,8 +165,7 @@ def _reference(x: np.ndarray, w: np.ndarray, size: tuple[int, int], groups: int)
     return y
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("kernel", "m"), [(3, 2), (3, 4), (5, 2)])
+@pytest.mark.parametrize(("kernel", "m", "threads"), [(3, 2, 2), (3, 4, 1), (3, 4, 2), (5, 2, 1)])
 @pytest.mark.parametrize("processor", RUNNABLE, ids=isa)
 def test_cases(processor: Hardware, kernel: int, m: int, threads: int) -> None:
     problems = {n: Problem(c, kernel, m, processor, threads) for n, c in CASES.items()}

@@ -13,7 +13,7 @@ from pwopt.targets.cpu.kernels.microkernel import LINE, Span, blocks_of
 from pwopt.targets.cpu.kernels.tiling import TILE_CYCLES, choose_tile, conv_cycles, step_cycles
 
 # Cycles to transform the input or the products of one tile, a vector of channels, by tile side.
-_TRANSFORM_CYCLES = {4: 25, 6: 120}
+_TRANSFORM_CYCLES = {4: 15, 6: 80}
 _PREFETCH_STEPS = 16
 _MAX_ROWS, _MAX_VECTORS = 14, 4
 _MIN_BLOCK = 16  # tiles that use each weight of those that come from L3 or memory

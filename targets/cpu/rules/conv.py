@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,6 @@ def _emit(
     window: Window,
     groups: int,
 ) -> None:
-    hardware, threads = lowering.hardware, lowering.threads
     if 0 in static_shape(node.out):
         lowering.result(node.out)
         return
@@ -111,60 +111,102 @@ def _emit(
     extra_views = tuple(v for _, v in placed_extras)
     xp, xv = place(image_tensor(x))
     yp, yv = place(image_tensor(lowering.result(node.out)))
-    out_channels, per_group = weight.shape[0], weight.shape[1]
-    operands = (lowering.required(node, 1), bias)  # nodes that share weights share their packing
-    space: tuple[Pointer, ...] = ()
-    variant = ""
-    if per_group == 1 and groups == out_channels > 1 and xv.strides[3] == 1:
-        if out_channels < 4 * hardware.lanes:  # wider ones lose as much to their shorter loads
-            hardware = hardware.for_channels(out_channels)
-        w, b = packed_weights(
-            lowering,
-            (depthwise, *operands),
-            lambda: pack_depthwise(weight, bias_array, hardware.lanes),
-        )
-        factory: Callable[..., Any] = depthwise
-        arguments: tuple[Any, ...] = (xv, yv, window, program, extra_views, hardware, threads)
-    else:
-        hardware = hardware.for_channels(out_channels // groups)
-        geometry = Geometry(xv, yv, extra_views, window, groups, hardware.lanes)
-        tile: Tile | WinogradTile
-        fast = _winograd_tile(lowering, geometry, weight, hardware)
-        if fast is not None:
-            tile, factory, variant = fast, winograd, fast.variant(window)
-            size = workspace_bytes(geometry, fast, threads)
-            space = (Pointer(Buffer("workspace", size, f"{node.label} transformed")),)
-            w, b = packed_weights(
-                lowering,
-                (winograd, *operands, groups, fast.m, fast.nrv, hardware.lanes),
-                lambda: pack_winograd(weight, bias_array, groups, fast, hardware.lanes),
-            )
-        else:
-            tile, factory = choose_tile(geometry, hardware), conv
-            w, b = packed_weights(
-                lowering,
-                (conv, *operands, groups, tile.nrv, hardware.lanes),
-                lambda: pack_conv(weight, bias_array, groups, tile, hardware.lanes),
-            )
-        arguments = (xv, yv, window, groups, program, extra_views, hardware, tile, threads)
-    pointers = (xp, w, b, *(p for p, _ in placed_extras), *space, yp)
+    channels = weight.shape[0]
+    is_depthwise = weight.shape[1] == 1 and groups == channels > 1 and xv.strides[3] == 1
+    hardware = lowering.hardware
+    if not is_depthwise or channels < 4 * hardware.lanes:
+        # Not so wide depthwise ones, which lose as much to shorter loads.
+        hardware = hardware.for_channels(channels if is_depthwise else channels // groups)
+    layer = _Layer(
+        lowering,
+        # Nodes that share weights share their packing.
+        (lowering.required(node, 1), bias),
+        (weight, bias_array),
+        Geometry(xv, yv, extra_views, window, groups, hardware.lanes),
+        program,
+        hardware,
+    )
+    call = layer.depthwise() if is_depthwise else layer.winograd() or layer.direct()
+    pointers = (xp, *call.weights, *(p for p, _ in placed_extras), *call.space, yp)
     in_place = None
     for i, (view, value) in enumerate(zip(extra_views, extras, strict=True)):
         if view == yv and lowering.array(value) is None:
             in_place = (3 + i, len(pointers) - 1)
-    writes = tuple(range(len(pointers) - 1 - len(space), len(pointers)))
-    lowering.emit(factory, arguments, pointers, writes=writes, in_place=in_place, variant=variant)
+    lowering.emit(
+        call.factory,
+        call.arguments,
+        pointers,
+        writes=range(len(pointers) - 1 - len(call.space), len(pointers)),
+        in_place=in_place,
+        variant=call.variant,
+    )
 
 
-def _winograd_tile(
-    lowering: Lowering, geometry: Geometry, weight: np.ndarray, hardware: Hardware
-) -> WinogradTile | None:
-    """The tile of a Winograd kernel where that is wanted, safe and expected to pay."""
-    if lowering.winograd == "off" or not transforms_safely(weight):
-        return None
-    streamed = cost_model(hardware).weight_level(lowering.graph) == "dram"
-    sides = (2,) if lowering.winograd == "f2" else (2, 4)
-    return choose_winograd(geometry, sides, hardware, lowering.threads, streamed=streamed)
+@dataclass(frozen=True)
+class _Call:
+    """A kernel for a layer: its arguments, packed weights, workspace if any, and algorithm."""
+
+    factory: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    weights: tuple[Pointer, Pointer]
+    space: tuple[Pointer, ...] = ()
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution whose operands are placed, and the kernels that can compute it."""
+
+    lowering: Lowering
+    key: tuple[Value, Value | None]
+    arrays: tuple[np.ndarray, np.ndarray | None]
+    geometry: Geometry
+    program: Program
+    hardware: Hardware
+
+    def depthwise(self) -> _Call:
+        """One input channel for each output channel."""
+        g, lanes = self.geometry, self.hardware.lanes
+        weights = packed_weights(
+            self.lowering, (depthwise, *self.key), lambda: pack_depthwise(*self.arrays, lanes)
+        )
+        arguments = (g.x, g.y, g.window, self.program, g.extras)
+        return _Call(depthwise, (*arguments, self.hardware, self.lowering.threads), weights)
+
+    def direct(self) -> _Call:
+        """Any convolution."""
+        g, tile = self.geometry, choose_tile(self.geometry, self.hardware)
+        weights = packed_weights(
+            self.lowering,
+            (conv, *self.key, g.groups, tile.nrv, g.lanes),
+            lambda: pack_conv(*self.arrays, g.groups, tile, g.lanes),
+        )
+        return _Call(conv, self._arguments(tile), weights)
+
+    def winograd(self) -> _Call | None:
+        """By Winograd's algorithm, where that is wanted, safe and expected to pay."""
+        lowering, g = self.lowering, self.geometry
+        if lowering.winograd == "off" or not transforms_safely(self.arrays[0]):
+            return None
+        streamed = cost_model(self.hardware).weight_level(lowering.graph) == "dram"
+        sides = (2,) if lowering.winograd == "f2" else (2, 4)
+        tile = choose_winograd(g, sides, self.hardware, lowering.threads, streamed=streamed)
+        if tile is None:
+            return None
+        weights = packed_weights(
+            lowering,
+            (winograd, *self.key, g.groups, tile.m, tile.nrv, g.lanes),
+            lambda: pack_winograd(*self.arrays, g.groups, tile, g.lanes),
+        )
+        size = workspace_bytes(g, tile, lowering.threads)
+        space = Pointer(Buffer("workspace", size, f"{self.key[0].label} transformed"))
+        variant = tile.variant(g.window)
+        return _Call(winograd, self._arguments(tile), weights, (space,), variant)
+
+    def _arguments(self, tile: Tile | WinogradTile) -> tuple[Any, ...]:
+        g = self.geometry
+        views = (g.x, g.y, g.window, g.groups, self.program, g.extras)
+        return (*views, self.hardware, tile, self.lowering.threads)
 
 
 def _input(lowering: Lowering, x: Value, border: tuple[int, ...]) -> Tensor:
