@@ -46,4 +46,4 @@ def compile_graph(
 
     if target != "cpu":
         raise UsageError(f"no target {target!r}; there is cpu")
-    return compile_cpu(graph, hardware, threads, dict(metadata or {}), winograd)
+    return compile_cpu(graph, hardware, threads, dict(metadata or {}), winograd=winograd)

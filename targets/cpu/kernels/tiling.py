@@ -52,7 +52,7 @@ def candidates(geometry: Geometry, hardware: Hardware) -> Iterator[Tile]:
     The rule's shape comes with every order and prefetch, then the next shapes with the rule's.
     """
     rule = choose_tile(geometry, hardware)
-    shapes = sorted(_shapes(geometry, hardware), key=lambda t: _cycles(geometry, hardware, *t))
+    shapes = sorted(_shapes(geometry, hardware), key=lambda t: conv_cycles(geometry, hardware, *t))
     ways = [
         dataclasses.replace(rule, order=order, prefetch=prefetch, stream=stream)
         for order in ("channels", "pixels")

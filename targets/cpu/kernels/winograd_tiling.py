@@ -20,6 +20,7 @@ _MIN_BLOCK = 16  # tiles that use each weight of those that come from L3 or memo
 _L3_BYTES_PER_CYCLE = 64  # what streaming weights costs beside the products, measured
 _BARRIER_CYCLES = 5000
 _EXPOSED = 0.35  # share of the weights' way from memory that the products do not hide, measured
+_RANKED = 8  # tiles of each size worth trying
 _GAIN = 0.9  # what a choice with larger weights must be better by
 
 
@@ -48,6 +49,10 @@ class WinogradTile:
     def tiles(self) -> int:
         """Output tiles of a block."""
         return self.rows * self.block
+
+    def __str__(self) -> str:
+        extras = [f"prefetch {self.prefetch}"] * (self.prefetch > 0) + ["shared"] * self.shared
+        return " ".join([f"F{self.m} {self.rows}x{self.nrv}", f"block {self.block}", *extras])
 
     def variant(self, window: Window) -> str:
         """The algorithm's name, e.g. "4x4_3x3" for F(4x4, 3x3)."""
@@ -143,12 +148,10 @@ def choose_winograd(
         threads: of the kernel.
         streamed: whether weights come from memory in every run.
     """
-    window = geometry.window
-    size = window.kernel[0]
-    if window.kernel != (size, size) or size not in (3, 5):
+    sides = [m for m in sides if _fits(geometry, m)]
+    if not sides:
         return None
-    if window.strides != (1, 1) or window.dilations != (1, 1) or geometry.x.strides[3] != 1:
-        return None
+    size = geometry.window.kernel[0]
     direct = choose_tile(geometry, hardware)
     cycles = geometry.groups * conv_cycles(geometry, hardware, direct.mr, direct.nrv)
     best, limit = None, _GAIN * cycles / threads
@@ -157,8 +160,6 @@ def choose_winograd(
             4 * size * size * geometry.in_channels * geometry.y.shape[3], hardware
         )
     for m in sides:
-        if m + size - 1 not in _TRANSFORM_CYCLES or min(geometry.y.shape[1:3]) < m:
-            continue
         tile = choose_winograd_tile(geometry, m, hardware, threads)
         cycles = winograd_cycles(geometry, tile, hardware, threads)
         if streamed:
@@ -166,6 +167,31 @@ def choose_winograd(
         if cycles < limit:
             best, limit = tile, _GAIN * cycles
     return best
+
+
+def winograd_candidates(
+    geometry: Geometry, sides: Sequence[int], hardware: Hardware, threads: int = 1
+) -> Iterator[WinogradTile]:
+    """The tiles that a convolution could use, the most promising first; none if it is no such."""
+
+    def cycles(tile: WinogradTile) -> float:
+        return winograd_cycles(geometry, tile, hardware, threads)
+
+    found = [
+        tile
+        for m in sides
+        if _fits(geometry, m)
+        for tile in sorted(_candidates(geometry, m, hardware, threads), key=cycles)[:_RANKED]
+    ]
+    yield from sorted(found, key=cycles)
+
+
+def _fits(geometry: Geometry, m: int) -> bool:
+    """Whether a convolution can be computed in tiles of m x m outputs."""
+    window, size = geometry.window, geometry.window.kernel[0]
+    plain = window.strides == window.dilations == (1, 1) and geometry.x.strides[3] == 1
+    square = window.kernel == (size, size) and size in (3, 5)
+    return plain and square and m + size <= 7 and min(geometry.y.shape[1:3]) >= m
 
 
 def _memory_cycles(size: int, hardware: Hardware) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from pwopt.ir.shapes import explicit_pads
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
-from pwopt.targets.cpu.kernels.tiling import Tile, choose_tile
+from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
 from pwopt.targets.cpu.kernels.winograd import pack_winograd, winograd
 from pwopt.targets.cpu.kernels.winograd_tiling import (
     WinogradTile,
     choose_winograd,
+    winograd_candidates,
     workspace_bytes,
 )
 from pwopt.targets.cpu.kernels.winograd_transforms import transforms_safely
@@ -126,7 +127,7 @@ def _emit(
         program,
         hardware,
     )
-    call = layer.depthwise() if is_depthwise else layer.winograd() or layer.direct()
+    call = layer.depthwise() if is_depthwise else layer.full()
     pointers = (xp, *call.weights, *(p for p, _ in placed_extras), *call.space, yp)
     in_place = None
     for i, (view, value) in enumerate(zip(extra_views, extras, strict=True)):
@@ -173,9 +174,26 @@ class _Layer:
         arguments = (g.x, g.y, g.window, self.program, g.extras)
         return _Call(depthwise, (*arguments, self.hardware, self.lowering.threads), weights)
 
-    def direct(self) -> _Call:
-        """Any convolution."""
-        g, tile = self.geometry, choose_tile(self.geometry, self.hardware)
+    def full(self) -> _Call:
+        """Any convolution, directly or by Winograd's algorithm."""
+        g, hardware, lowering = self.geometry, self.hardware, self.lowering
+        sides = {"off": (), "f2": (2,), "auto": (2, 4)}[lowering.winograd]
+        sides = sides if transforms_safely(self.arrays[0]) else ()
+        streamed = cost_model(hardware).weight_level(lowering.graph) == "dram"
+
+        def rule() -> Tile | WinogradTile:
+            fast = choose_winograd(g, sides, hardware, lowering.threads, streamed=streamed)
+            return fast or choose_tile(g, hardware)
+
+        def tiles() -> Iterator[Tile | WinogradTile]:
+            yield from winograd_candidates(g, sides, hardware, lowering.threads)
+            yield from candidates(g, hardware)
+
+        tile = lowering.schedule(f"conv {g}", rule, tiles)
+        return self._winograd(tile) if isinstance(tile, WinogradTile) else self._direct(tile)
+
+    def _direct(self, tile: Tile) -> _Call:
+        g = self.geometry
         weights = packed_weights(
             self.lowering,
             (conv, *self.key, g.groups, tile.nrv, g.lanes),
@@ -183,16 +201,8 @@ class _Layer:
         )
         return _Call(conv, self._arguments(tile), weights)
 
-    def winograd(self) -> _Call | None:
-        """By Winograd's algorithm, where that is wanted, safe and expected to pay."""
+    def _winograd(self, tile: WinogradTile) -> _Call:
         lowering, g = self.lowering, self.geometry
-        if lowering.winograd == "off" or not transforms_safely(self.arrays[0]):
-            return None
-        streamed = cost_model(self.hardware).weight_level(lowering.graph) == "dram"
-        sides = (2,) if lowering.winograd == "f2" else (2, 4)
-        tile = choose_winograd(g, sides, self.hardware, lowering.threads, streamed=streamed)
-        if tile is None:
-            return None
         weights = packed_weights(
             lowering,
             (winograd, *self.key, g.groups, tile.m, tile.nrv, g.lanes),
