@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pwopt.growth import Growth
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node
+from pwopt.passes import canonical_activations as activations
 from pwopt.passes import canonical_arithmetic as arithmetic
 from pwopt.passes import canonical_products as products
 from pwopt.passes import canonical_windows as windows
@@ -16,23 +17,27 @@ from pwopt.pipeline import Applied, Context, Missed, Rewrite
 Rule = Callable[[Graph, Node, Growth], Applied | Missed | None]
 
 _RULES: dict[str, tuple[Rule, ...]] = {
+    "Add": (activations.prelu,),
     "AveragePool": (windows.explicit, windows.absorb_pad, windows.whole_map),
     "Clip": (arithmetic.clip,),
     "Conv": (windows.explicit, windows.absorb_pad),
     "ConvTranspose": (windows.explicit,),
-    "Div": (arithmetic.divide,),
+    "Div": (arithmetic.divide, activations.sigmoid),
     "Gemm": (products.gemm,),
+    "Log": (activations.softplus,),
     "LpPool": (windows.explicit,),
     "MatMul": (products.matmul,),
     "MaxPool": (windows.explicit,),
     "Max": (arithmetic.bound,),
     "Min": (arithmetic.bound,),
+    "Reciprocal": (activations.sigmoid,),
     "ReduceMean": (windows.mean_of_map,),
     "Relu": (arithmetic.relu,),
     "Reshape": (products.flatten,),
     "Squeeze": (products.flatten,),
-    "Sub": (arithmetic.subtract,),
+    "Sub": (arithmetic.subtract, activations.prelu),
     "Sum": (arithmetic.sum_,),
+    "Where": (activations.where,),
 }
 
 
@@ -49,7 +54,9 @@ class Canonicalize(Rewrite):
         C, ...) to (N, -1) → Flatten; ``Sum(a, b, c)`` → ``Add(Add(a, b), c)``; ``x / c`` → ``x *
         (1 / c)``; ``x - c`` → ``x + (-c)``; ``Max(x, 0)`` → Relu; Min and Max with constant
         bounds → Clip; Clip at 0 from below → Relu; Clip of a Relu and Relu of a Clip → one Clip.
-        An absent bias stays absent.
+        ``Log(1 + Exp(x))`` → Softplus; ``a / (1 + Exp(-x))`` → ``a * Sigmoid(x)``; ``Relu(x) - c *
+        Relu(-x)`` and other spellings, ``Where(x > 0, x, c * x)`` → LeakyRelu or PRelu;
+        ``Where(x > 0, x, 0)`` → Relu. An absent bias stays absent.
 
     Shapes:
         ``auto_pad=SAME_*`` needs the spatial sizes, unless the stride is 1.
@@ -57,7 +64,7 @@ class Canonicalize(Rewrite):
     Numerics:
         Exact but for ``x * (1 / c)``, which differs from ``x / c`` by one rounding (not at all
         where c is a power of two), and for the factors alpha and beta, which are multiplied into
-        the constants in float64.
+        the constants in float64. Softplus and Sigmoid are finite where Exp overflows.
 
     Misses when:
         The spatial size that ``auto_pad`` needs is unknown; a Pad in front is not constant, not

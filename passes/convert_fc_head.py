@@ -43,6 +43,7 @@ class ConvertFcHead(Rewrite):
     """
 
     name: ClassVar[str] = "convert-fc-head"
+    lowers: ClassVar[bool] = True
     ops: ClassVar[frozenset[tuple[str, str]]] = frozenset(
         {(ONNX_DOMAIN, "Gemm"), (ONNX_DOMAIN, "MatMul")}
     )

@@ -34,6 +34,7 @@ class ConvertPointwise(Rewrite):
     """
 
     name: ClassVar[str] = "convert-pointwise"
+    lowers: ClassVar[bool] = True
     ops: ClassVar[frozenset[tuple[str, str]]] = frozenset({(ONNX_DOMAIN, "Conv")})
 
     def rewrite(self, graph: Graph, node: Node, context: Context) -> Applied | Missed | None:

@@ -20,7 +20,7 @@ from pwopt.passes.rewriting import (
     replace_value,
     text,
 )
-from pwopt.passes.views import VIEWS, same_shape, viewed_through
+from pwopt.passes.views import VIEWS, is_view, same_shape, viewed_through
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
 
 Found = Value | Missed | None
@@ -39,7 +39,8 @@ class EliminateIdentity(Rewrite):
         + 0``, and any Reshape, Flatten, Squeeze, Unsqueeze, Expand, Transpose, Pad, Slice, Concat,
         Sum, Tile or pool that changes nothing, a Relu of what is never negative → ``x``.
         ``Transpose(Transpose(x))`` → one Transpose; ``Reshape(Reshape(x))``, with any other
-        operator that only changes the shape in place of either → one Reshape.
+        operator that only changes the shape in place of either, such as a Transpose that moves
+        axes of size one → one Reshape.
 
     Shapes:
         Only where the shape provably stays, which static shapes or one open dimension allow.
@@ -75,9 +76,9 @@ class EliminateIdentity(Rewrite):
 
     @staticmethod
     def _combine(graph: Graph, node: Node) -> Applied | None:
-        if node.op == "Transpose":
-            return _combine_transposes(graph, node)
-        return _combine_views(graph, node) if node.op in VIEWS else None
+        if node.op == "Transpose" and (done := _combine_transposes(graph, node)) is not None:
+            return done
+        return _combine_views(graph, node) if is_view(graph, node) else None
 
 
 def _is_end(graph: Graph, value: Value) -> bool:
@@ -106,7 +107,7 @@ def _combine_transposes(graph: Graph, node: Node) -> Applied | None:
 
 def _combine_views(graph: Graph, node: Node) -> Applied | None:
     x = graph.operand(node, 0)
-    if x is None or not x.node.is_op(*VIEWS) or graph.opset < 5:
+    if x is None or not is_view(graph, x.node) or graph.opset < 5:
         return None
     source = graph.operand(x.node, 0)
     shape = node.out.tensor.shape

@@ -49,6 +49,7 @@ class FuseElementwise(Pass):
     max_steps: int = 32
 
     name: ClassVar[str] = "fuse-elementwise"
+    lowers: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> None:
         order = graph.topological()

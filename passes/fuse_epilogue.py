@@ -59,6 +59,7 @@ class FuseEpilogue(Pass):
     max_steps: int = 32
 
     name: ClassVar[str] = "fuse-epilogue"
+    lowers: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> None:
         order = graph.topological()

@@ -10,12 +10,11 @@ import numpy as np
 
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node, Value
 from pwopt.ir.types import TensorType
+from pwopt.passes.axes import BY_AXIS, Perm, before_transpose
 from pwopt.passes.estimate import constant_growth
 from pwopt.passes.mixing import UNARY
 from pwopt.passes.rewriting import int_list, is_dynamic
 from pwopt.pipeline import Applied, Context, Missed, Rewrite
-
-Perm = tuple[int, ...]  # axis k of the result is axis perm[k] of the operand
 
 _BINARY = ("Add", "Div", "Max", "Min", "Mul", "Pow", "PRelu", "Sub", "Sum")
 _PLAIN = (*UNARY, *_BINARY, "Cast", "Identity", "Sqrt")
@@ -29,8 +28,8 @@ class SinkTranspose(Rewrite):
 
     Rewrite:
         ``Transpose⁻¹(Relu(Add(Transpose(x), Transpose(y))))`` → ``Relu(Add(x, y))``; Concat over
-        any axis and reductions over known axes are passed too, and a reduction after which the
-        order of the remaining axes does not matter ends a Transpose.
+        any axis, reductions over known axes, Pad, Slice and Resize are passed too, and a reduction
+        after which the order of the remaining axes does not matter ends a Transpose.
 
     Shapes:
         Constants broadcast as before: they are transposed themselves. The ranks must be known.
@@ -118,6 +117,8 @@ class _Region:
             return None
         if node.op in _REDUCTIONS:
             return _after_reduction(graph, node, perm)
+        if node.op in BY_AXIS:
+            return None if before_transpose(graph, node, perm) is None else perm
         if node.op == "Concat":
             every = all(v is not None and not v.node.is_constant for v in operands)
             return perm if every else None
@@ -128,7 +129,7 @@ class _Region:
     def _moved(self, node: Node) -> Iterator[Value]:
         """The operands that would have to be transposed values."""
         operands = self.graph.operands(node)
-        if node.op in _REDUCTIONS or node.op in UNARY:
+        if node.op in _REDUCTIONS or node.op in UNARY or node.op in BY_AXIS:
             operands = operands[:1]
         for value in operands:
             if value is not None and not value.node.is_constant:
@@ -169,7 +170,7 @@ class _Region:
         """Bytes by which the constants grow, where others read them, too."""
         new = 0
         for node in self.inner:
-            if node.op not in _REDUCTIONS and node.op not in UNARY:
+            if node.is_op(*_BINARY):
                 arrays = map(self.graph.constant_value, self.graph.operands(node))
                 new += sum(a.nbytes for a in arrays if a is not None and a.size > 1)
         return constant_growth(self.graph, self.inner, new)
@@ -215,6 +216,15 @@ class _Region:
         graph, attributes = self.graph, dict(node.attributes)
         operands: list[Value | None] = []
         before = self.perms[next(self._moved(node))]
+        placed = before_transpose(graph, node, before)
+        if placed is not None:
+            rest, attributes = placed
+            arrays = [graph.constant(v) if isinstance(v, np.ndarray) else v for v in rest]
+            kind = _type_before(node.out.tensor, self.perms[node.out])
+            operands = [new[next(self._moved(node))], *arrays]
+            return graph.add(
+                node.op, operands, attributes, types=[kind], name=node.name, origin=node.origin
+            ).out
         for slot, value in enumerate(graph.operands(node)):
             keep = slot > 0 and (node.op in _REDUCTIONS or node.op in UNARY)
             if value is None or keep:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from pwopt.ir.graph import Value
+from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import Dim
 
 VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
+
+def is_view(graph: Graph, node: Node) -> bool:
+    """Whether a node only changes the shape: so does a Transpose that moves axes of size one."""
+    if node.is_op(*VIEWS):
+        return True
+    x = graph.operand(node, 0) if node.is_op("Transpose") else None
+    shape = None if x is None else x.tensor.shape
+    if shape is None:
+        return False
+    perm = node.get("perm") or tuple(range(len(shape)))[::-1]
+    moved = [axis for axis in perm if shape[axis] != 1]
+    return moved == sorted(moved)
 
 
 def same_shape(x: Value, view: Value) -> bool:

@@ -8,9 +8,10 @@ that was made or declined.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -110,9 +111,12 @@ class Pass(ABC):
 
     Attributes:
         name: the pass's name on the command line, in kebab case.
+        lowers: whether it turns standard operators into internal ones, which other passes do not
+            look into.
     """
 
     name: ClassVar[str]
+    lowers: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> None:
@@ -199,9 +203,12 @@ class PassReport:
 class Pipeline:
     """A sequence of passes, repeated until none of them changes anything.
 
+    Passes beside each other that lower, or do not, repeat together before the next ones run: what
+    lowering would hide is done by then.
+
     Attributes:
         passes: in order.
-        rounds: how often the whole sequence is run at most.
+        rounds: how often the whole sequence, and each part of it, is run at most.
         after_pass: called with the graph, the pass and its report after every pass that changed it.
     """
 
@@ -225,39 +232,51 @@ class Pipeline:
         verify(graph)
         macs, us = graph_macs(graph), _predicted_us(graph, context)
         settled: dict[str, int] = {}  # specs of passes that change nothing, by the graph's version
-        for _ in range(self.rounds):
-            round_start = graph.version
-            for each in self.passes:
-                if settled.get(each.spec) == graph.version:
-                    continue
-                version, nodes, first = graph.version, len(graph), len(context.remarks)
-                start = time.perf_counter()
-                self._run_one(each, graph, context)
-                changed = graph.version != version
-                if not changed:
-                    settled[each.spec] = version
-                seconds = time.perf_counter() - start
-                macs_after = graph_macs(graph) if changed else macs
-                us_after = _predicted_us(graph, context) if changed else us
-                report = PassReport(
-                    spec=each.spec,
-                    changed=changed,
-                    seconds=seconds,
-                    nodes_before=nodes,
-                    nodes_after=len(graph),
-                    macs_before=macs,
-                    macs_after=macs_after,
-                    us_before=us,
-                    us_after=us_after,
-                    remarks=tuple(context.remarks[first:]),
-                )
-                macs, us = macs_after, us_after
-                reports.append(report)
-                if changed and self.after_pass is not None:
-                    self.after_pass(graph, each, report)
-            if graph.version == round_start:
-                break
+
+        def step(each: Pass) -> None:
+            nonlocal macs, us
+            version, nodes, first = graph.version, len(graph), len(context.remarks)
+            start = time.perf_counter()
+            self._run_one(each, graph, context)
+            changed = graph.version != version
+            if not changed:
+                settled[each.spec] = version
+            seconds = time.perf_counter() - start
+            macs_after = graph_macs(graph) if changed else macs
+            us_after = _predicted_us(graph, context) if changed else us
+            report = PassReport(
+                spec=each.spec,
+                changed=changed,
+                seconds=seconds,
+                nodes_before=nodes,
+                nodes_after=len(graph),
+                macs_before=macs,
+                macs_after=macs_after,
+                us_before=us,
+                us_after=us_after,
+                remarks=tuple(context.remarks[first:]),
+            )
+            macs, us = macs_after, us_after
+            reports.append(report)
+            if changed and self.after_pass is not None:
+                self.after_pass(graph, each, report)
+
+        for _ in self._rounds(graph):
+            for _, phase in itertools.groupby(self.passes, lambda each: each.lowers):
+                passes = list(phase)
+                for _ in self._rounds(graph):
+                    for each in passes:
+                        if settled.get(each.spec) != graph.version:
+                            step(each)
         return reports
+
+    def _rounds(self, graph: Graph) -> Iterator[None]:
+        """One item a round, until one has changed nothing."""
+        for _ in range(self.rounds):
+            version = graph.version
+            yield
+            if graph.version == version:
+                return
 
     @staticmethod
     def _run_one(each: Pass, graph: Graph, context: Context) -> None:

@@ -140,3 +140,18 @@ def test_relu_behind_a_clip() -> None:
         x = b.op("Clip", b.input(1, 4, 6, 6), low, 6.0)
         x = b.op("Relu", b.op("AveragePool", x, kernel_shape=(2, 2)))
         assert check(b.output(b.op("Tanh", x)), EliminateIdentity()).ops == [*ops, "Tanh"]
+
+
+def test_a_transpose_that_moves_axes_of_size_one() -> None:
+    b = Build()
+    x = b.op("GlobalAveragePool", b.input("N", 4, 6, 6))
+    x = b.op("Squeeze", b.op("Transpose", x, perm=(0, 2, 3, 1)), b.shape(1, 2))
+    outcome = check(b.output(x), EliminateIdentity(), sizes={"N": 2})
+    assert outcome.ops == ["GlobalAveragePool", "Reshape"]
+
+
+def test_a_transpose_that_moves_data() -> None:
+    b = Build()
+    x = b.op("Transpose", b.input("N", 4, 6, 1), perm=(0, 2, 3, 1))
+    graph = b.output(b.op("Squeeze", x, b.shape(2)))
+    assert check(graph, EliminateIdentity(), sizes={"N": 2}).ops == ["Transpose", "Squeeze"]

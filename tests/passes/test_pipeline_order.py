@@ -29,6 +29,7 @@ from tests.fuzz.generator import Example, networks
 from tests.passes.building import Build, random_feeds
 from tests.passes.canonical import canonical
 from tests.passes.patterns import CASES, Situation
+from tests.passes.spellings import ACTIVATIONS, LAYERS, activation, layer
 
 ROOT = Path(__file__).parents[2]
 FEW = settings(
@@ -38,6 +39,8 @@ MODELS: dict[str, Callable[[], Graph]] = {
     "mnist-conv": lambda: load(ROOT / "models" / "data" / "mnist-conv.onnx"),
     **{name: lambda make=make: load(make()) for name, make in BLOCKS.items()},  # type: ignore[misc]
     "branches to be merged once they are normalized": lambda: normalized_branches(),
+    **{name: lambda name=name: layer(name) for name in LAYERS},  # type: ignore[misc]
+    **{name: lambda name=name: activation(name) for name in ACTIVATIONS},  # type: ignore[misc]
     **{name: lambda case=case: case.graph(Situation()) for name, case in CASES.items()},  # type: ignore[misc]
 }
 HEADINGS = ("Rewrite:", "Shapes:", "Numerics:", "Misses when:", "Source:")
@@ -160,8 +163,7 @@ def agree(graph: Graph, structural: bool, seeds: range) -> None:
     for seed in seeds:
         order = random.Random(seed).sample(standard, len(standard))
         have = graph.copy()
-        Pipeline([p() for p in order], rounds=30).run(have, Context(AVX512))
-        Pipeline(lowering, rounds=30).run(have, Context(AVX512))
+        Pipeline([*(p() for p in order), *lowering], rounds=30).run(have, Context(AVX512))
         if canonical(have) != canonical(want):
             times = model.graph_us(want), model.graph_us(have)
             names = [p.name for p in order]
@@ -180,6 +182,10 @@ def test_any_order_gives_the_same_in_random_networks(
     example: Example, structural: bool, seed: int
 ) -> None:
     agree(load(example.model, example.inputs), structural, range(seed, seed + 2))
+
+
+def test_lowering_passes_are_those_that_say_so() -> None:
+    assert tuple(cls for cls in PASSES.values() if cls.lowers) == LOWERING
 
 
 def test_canonical_form_tells_graphs_apart() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pwopt.ir.graph import Graph, Value
@@ -157,3 +158,58 @@ def test_zero_size() -> None:
     b = Build()
     x = b.op("Relu", last(b, b.input(0, 6, 4, 3)))
     transform(b.output(first(b, x)), SinkTranspose())
+
+
+def around(b: Build, op: str, *operands: Value | None, **attributes: Any) -> Graph:
+    """An operator of one operand in the other layout, between two Transposes."""
+    x = b.op("Transpose", b.input(2, 3, 5, 7), perm=(0, 2, 3, 1))
+    y = b.op(op, x, *operands, **attributes)
+    return b.output(b.op("Transpose", y, perm=(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize("opset", [10, 13, 18])
+def test_pad(opset: int) -> None:
+    b = Build(opset)
+    if opset == 10:
+        graph = around(b, "Pad", pads=(0, 1, 2, 3, 0, 4, 5, 6), value=0.5)
+    elif opset == 13:
+        graph = around(b, "Pad", b.shape(0, 1, 2, 3, 0, 4, 5, 6), b.number(0.5))
+    else:
+        graph = around(b, "Pad", b.shape(1, 2, 3, 4), None, b.shape(-3, 3))
+    assert check(graph, SinkTranspose()).ops == ["Pad"]
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+def test_slice(opset: int) -> None:
+    b = Build(opset)
+    if opset == 9:
+        graph = around(b, "Slice", starts=(1, 0), ends=(4, 2), axes=(2, 3))
+    else:
+        ends = b.shape(0, 5), b.shape(2, 0), b.shape(0, -2), b.shape(1, -2)
+        graph = around(b, "Slice", *ends)
+    assert check(graph, SinkTranspose()).ops == ["Slice"]
+
+
+def test_slice_of_the_first_axes() -> None:
+    b = Build()
+    graph = around(b, "Slice", b.shape(0, 1, 2), b.shape(2, 4, 5))
+    assert check(graph, SinkTranspose()).ops == ["Slice"]
+
+
+@pytest.mark.parametrize("how", ["scales", "sizes", "axes"])
+def test_resize(how: str) -> None:
+    b = Build(18)
+    scales = b.graph.constant(np.array([1, 2, 3, 1], np.float32))
+    if how == "scales":
+        graph = around(b, "Resize", None, scales, mode="linear")
+    elif how == "sizes":
+        graph = around(b, "Resize", None, None, b.shape(2, 10, 6, 3), mode="nearest")
+    else:
+        graph = around(b, "Resize", None, None, b.shape(10, 6), axes=(1, 2), mode="nearest")
+    assert check(graph, SinkTranspose()).ops == ["Resize"]
+
+
+def test_pads_that_are_not_constant() -> None:
+    b = Build()
+    graph = around(b, "Pad", b.input(8, name="pads", dtype="int64"))
+    assert transform(graph, SinkTranspose()).ops == ["Transpose", "Pad", "Transpose"]
