@@ -176,7 +176,8 @@ def test_pad(opset: int) -> None:
         graph = around(b, "Pad", b.shape(0, 1, 2, 3, 0, 4, 5, 6), b.number(0.5))
     else:
         graph = around(b, "Pad", b.shape(1, 2, 3, 4), None, b.shape(-3, 3))
-    assert check(graph, SinkTranspose()).ops == ["Pad"]
+    # ONNX Runtime 1.31 fails at its own transposing of a Pad with axes.
+    assert check(graph, SinkTranspose(), runtime=opset < 18).ops == ["Pad"]
 
 
 @pytest.mark.parametrize("opset", [9, 17])
@@ -206,7 +207,8 @@ def test_resize(how: str) -> None:
         graph = around(b, "Resize", None, None, b.shape(2, 10, 6, 3), mode="nearest")
     else:
         graph = around(b, "Resize", None, None, b.shape(10, 6), axes=(1, 2), mode="nearest")
-    assert check(graph, SinkTranspose()).ops == ["Resize"]
+    # The same for a Resize with axes.
+    assert check(graph, SinkTranspose(), runtime=how != "axes").ops == ["Resize"]
 
 
 def test_pads_that_are_not_constant() -> None:
