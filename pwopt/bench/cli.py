@@ -20,7 +20,7 @@ from pwopt import comparison
 from pwopt.bench import calibrate as calibration
 from pwopt.bench import tables
 from pwopt.bench.build import measure_builds, measure_scale
-from pwopt.bench.kernels import measure_kernels
+from pwopt.bench.kernels import measure_kernels, measure_winograd
 from pwopt.bench.passes import measure_passes
 from pwopt.bench.suite import geometric_mean, run_suite
 from pwopt.errors import PwoptError, UsageError
@@ -36,7 +36,9 @@ def bench(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every section.")] = False,
     suite: Annotated[bool, typer.Option(help="The networks (default section).")] = False,
-    kernels: Annotated[bool, typer.Option(help="Pointwise kernels beside the peak.")] = False,
+    kernels: Annotated[
+        bool, typer.Option(help="Pointwise and 3x3 kernels beside the peak.")
+    ] = False,
     calibrate: Annotated[
         bool, typer.Option(help="The cost model's predictions beside measured kernels.")
     ] = False,
@@ -79,6 +81,9 @@ def bench(
         speeds = list(measure_kernels())
         console.print(tables.kernel_table(speeds))
         result["kernels"] = [asdict(s) | {"passed": s.passed} for s in speeds]
+        layers = list(measure_winograd())
+        console.print(tables.winograd_table(layers))
+        result["winograd"] = [asdict(layer) for layer in layers]
     if all_ or calibrate:
         predictions = list(calibration.measure())
         console.print(tables.calibration_table(predictions))

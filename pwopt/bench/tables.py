@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pwopt.bench.build import LIMIT_S, BuildCost
 from pwopt.bench.calibrate import CalibrationRow
-from pwopt.bench.kernels import MIN_SHARE, KernelRow
+from pwopt.bench.kernels import ALGORITHMS, MIN_SHARE, KernelRow, WinogradRow
 from pwopt.bench.passes import MAX_SLOWDOWN, PassRow
 from pwopt.bench.suite import MAX_GEOMEAN, MAX_RATIO, Latency, SuiteRow, geometric_mean
 from pwopt.comparison import Spread
@@ -76,6 +76,17 @@ def kernel_table(rows: Sequence[KernelRow]) -> Table:
     for r in rows:
         speeds = f"{r.gflops:.1f}", f"{r.peak_gflops:.1f}"
         table.add_row(r.shape, *speeds, f"{r.share:.1%}", _MARK[r.passed])
+    return table
+
+
+def winograd_table(rows: Sequence[WinogradRow]) -> Table:
+    """3x3 convolutions, directly and by Winograd's algorithm."""
+    table = Table(title="3x3 convolutions, one thread: GFLOP/s and share of the peak, as if direct")
+    table.add_column("shape")
+    for name in ALGORITHMS:
+        table.add_column(name, justify="right")
+    for r in rows:
+        table.add_row(r.shape, *(f"{r.gflops[n]:.0f} ({r.share[n]:.0%})" for n in ALGORITHMS))
     return table
 
 

@@ -29,6 +29,8 @@ from pwopt.targets.cpu.codegen import (
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
 from pwopt.targets.cpu.kernels.tiling import choose_tile
+from pwopt.targets.cpu.kernels.winograd import pack_winograd, winograd
+from pwopt.targets.cpu.kernels.winograd_tiling import choose_winograd_tile, workspace_bytes
 
 _PEAK_STEPS = 20_000
 
@@ -53,33 +55,60 @@ class KernelSpeed:
 Run = Callable[[], None]
 
 
-def measure_pointwise(
-    shapes: Sequence[tuple[int, int, int]], hardware: Hardware, rounds: int = 40
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of stride 1 with bias, ReLU and as much padding as keeps the size.
+
+    Attributes:
+        in_channels, out_channels: of the layer.
+        side: of the square map.
+        size: of the kernel.
+        m: side of Winograd's output tiles; 0 computes directly.
+    """
+
+    in_channels: int
+    out_channels: int
+    side: int
+    size: int = 1
+    m: int = 0
+
+    @property
+    def label(self) -> str:
+        """For example "64->256 @56x56"."""
+        return f"{self.in_channels}->{self.out_channels} @{self.side}x{self.side}"
+
+    @property
+    def gflop(self) -> float:
+        """Of the direct algorithm."""
+        return 2e-9 * self.in_channels * self.out_channels * (self.side * self.size) ** 2
+
+
+def measure_layers(
+    layers: Sequence[Layer], hardware: Hardware, rounds: int = 40
 ) -> Iterator[KernelSpeed]:
-    """Measures 1x1 convolutions with bias and ReLU, one thread, operands in cache where they fit.
+    """Measures convolutions, one thread, operands in cache where they fit.
 
     Peak and kernel take turns, because the clock depends on temperature and on the neighbours.
 
     Args:
-        shapes: (in_channels, out_channels, side of the square map).
+        layers: what to measure.
         hardware: this machine.
         rounds: samples of each.
     """
+    made = [_layer(each, hardware) for each in layers]
     kernels = {"peak": _peak_kernel(hardware)}
-    kernels |= {f"k{i}": _pointwise(shape, hardware)[0] for i, shape in enumerate(shapes)}
+    kernels |= {f"k{i}": function for i, (function, _) in enumerate(made)}
     library = _library(kernels, hardware)
     scratch = _aligned(np.full(_peak_registers(hardware) * hardware.lanes, 0.5, np.float32))
     peak = _bind(library, "peak", [scratch])
     peak_work = 2e-9 * _PEAK_STEPS * _peak_registers(hardware) * hardware.lanes
-    for i, shape in enumerate(shapes):
-        inside, outside, side = shape
-        run = _bind(library, f"k{i}", _pointwise(shape, hardware)[1])
-        work = 2e-9 * inside * outside * side * side
+    for i, layer in enumerate(layers):
+        run = _bind(library, f"k{i}", made[i][1])
         seconds = [(_best(peak), _best(run)) for _ in range(rounds)]
         peaks = np.array([peak_work / p for p, _ in seconds])
-        speeds = np.array([work / k for _, k in seconds])
+        speeds = np.array([layer.gflop / k for _, k in seconds])
         yield KernelSpeed(
-            f"{inside}->{outside} @{side}x{side}",
+            layer.label,
             float(np.median(speeds)),
             float(np.median(peaks)),
             float(np.median(speeds / peaks)),
@@ -122,26 +151,35 @@ def _peak_kernel(hardware: Hardware) -> tirx.PrimFunc:
     return kernel(["float32"], body)
 
 
-def _pointwise(
-    shape: tuple[int, int, int], hardware: Hardware
-) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
-    inside, outside, side = shape
-    x, y = _map(side, inside), _map(side, outside)
-    geometry = Geometry(x, y, (), Window(), 1, hardware.lanes)
-    tile = choose_tile(geometry, hardware)
-    function = conv(x, y, Window(), 1, Program().then("Relu"), (), hardware, tile)
+def _layer(layer: Layer, hardware: Hardware) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
+    """The kernel of a layer and its operands."""
+    pad, inside, outside = layer.size // 2, layer.in_channels, layer.out_channels
+    x, y = _map(layer.side, inside, pad), _map(layer.side, outside)
+    window = Window((layer.size, layer.size), pads=(pad, pad))
+    geometry = Geometry(x, y, (), window, 1, hardware.lanes)
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((outside, inside, 1, 1), dtype=np.float32)
-    bias = rng.standard_normal(outside, dtype=np.float32)
-    packed = pack_conv(weight, bias, 1, tile, hardware.lanes)
-    pixels = rng.standard_normal(side * side * inside, dtype=np.float32)
-    arrays = [pixels, *packed, np.zeros(side * side * outside, np.float32)]
+    shape = (outside, inside, layer.size, layer.size)
+    weights = rng.standard_normal(shape, dtype=np.float32), np.zeros(outside, np.float32)
+    operands = (x, y, window, 1, Program().then("Relu"), (), hardware)
+    space: list[np.ndarray] = []
+    if layer.m:
+        fast = choose_winograd_tile(geometry, layer.m, hardware)
+        function = winograd(*operands, fast)
+        packed = pack_winograd(*weights, 1, fast, hardware.lanes)
+        space = [np.zeros(workspace_bytes(geometry, fast, 1) // 4, np.float32)]
+    else:
+        tile = choose_tile(geometry, hardware)
+        function = conv(*operands, tile)
+        packed = pack_conv(*weights, 1, tile, hardware.lanes)
+    pixels = rng.standard_normal((layer.side + 2 * pad) ** 2 * inside, dtype=np.float32)
+    arrays = [pixels, *packed, *space, np.zeros(layer.side**2 * outside, np.float32)]
     return function, [_aligned(a) for a in arrays]
 
 
-def _map(side: int, channels: int) -> View:
-    shape = (1, side, side, channels)
-    return View(shape, (side * side * channels, side * channels, channels, 1), 0, "float32")
+def _map(side: int, channels: int, pad: int = 0) -> View:
+    shape, row = (1, side, side, channels), (side + 2 * pad) * channels
+    strides = ((side + 2 * pad) * row, row, channels, 1)
+    return View(shape, strides, pad * (row + channels), "float32")
 
 
 def _library(kernels: dict[str, tirx.PrimFunc], hardware: Hardware) -> tvm.runtime.Module:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pwopt.bench import build, cli, tables
 from pwopt.bench.build import BuildCost
-from pwopt.bench.kernels import KernelRow
+from pwopt.bench.kernels import KernelRow, WinogradRow
 from pwopt.bench.passes import PassRow, measure_passes
 from pwopt.bench.suite import Latency, SuiteRow, geometric_mean
 from pwopt.comparison import Spread
@@ -67,6 +67,9 @@ def test_tables_show_every_row() -> None:
     assert "same accuracy: 2 of 3" in text
     speed = KernelRow("64->256", 90.0, 100.0, 0.9)
     assert "90.0%" in text_of(tables.kernel_table([speed]))
+    ways = {"direct": 0.97, "F(2x2)": 1.9, "F(4x4)": 3.1}
+    layer = WinogradRow("64->64", {name: 100 * share for name, share in ways.items()}, ways)
+    assert "310 (310%)" in text_of(tables.winograd_table([layer]))
     cost = BuildCost("resnet50", 12.0, 20.0, 10**9, 10**8)
     assert "yes" in text_of(tables.build_table([cost]))
 
