@@ -13,7 +13,7 @@ import numpy as np
 
 from pwopt.ir.graph import KERNEL_DOMAIN, ONNX_DOMAIN, Graph, Node
 from pwopt.passes.rewriting import RANDOM, has_subgraph, in_training_mode
-from pwopt.pipeline import Context, Pass, Remark
+from pwopt.pipeline import Context, Pass
 
 _SHORT_BYTES = 1024  # below, content is compared as it is
 _COMMUTATIVE = frozenset({"Add", "And", "Equal", "Mul", "Or", "Xor"})
@@ -54,15 +54,14 @@ class EliminateCommonSubexpressions(Pass):
             if key is None:
                 continue
             kept = first.setdefault(key, node)
-            if kept is not node:
+            if kept is not node and context.may_rewrite(self, node):
                 self._merge(graph, context, node, kept)
 
     def _merge(self, graph: Graph, context: Context, node: Node, kept: Node) -> None:
         for index in range(len(node.types)):
             graph.replace_uses(node[index], kept[index])
         if not node.is_constant:
-            text = f"uses the results of {kept.label}"
-            context.remarks.append(Remark(self.name, node.label, True, text))
+            context.rewritten(self, node, node.label, f"uses the results of {kept.label}")
         graph.erase(node)
 
 

@@ -32,6 +32,7 @@ class Request:
         mcpu: LLVM's name of the processor, or None for this machine's.
         verify: whether to check the results against the original.
         max_growth: share by which the model's file may become larger.
+        verify_passes: whether to check after every pass and to take wrong rewrites back.
         compile: whether to make an executable.
         winograd: the tiles that its convolutions may use: "off", "f2" or "auto".
     """
@@ -45,6 +46,7 @@ class Request:
     mcpu: str | None = None
     verify: bool = True
     max_growth: float = MAX_GROWTH
+    verify_passes: bool = False
     compile: bool = True
     winograd: str = "auto"
 
@@ -56,6 +58,9 @@ def build(
     before_commit: Callable[[], None] = lambda: None,
 ) -> Report:
     """Writes ``model.onnx``, ``model.so`` and ``report.json`` into the folder, or nothing.
+
+    Each rewrite that was taken back adds ``repro-N.onnx``, which shows it, and ``repro-N.txt``, the
+    command to run on it.
 
     Args:
         request: what to build.
@@ -77,6 +82,7 @@ def build(
             request.passes,
             verify=request.verify,
             max_growth=request.max_growth,
+            verify_passes=request.verify_passes,
             hardware=machine,
             input_shapes=request.input_shapes,
             progress=progress,
@@ -87,6 +93,10 @@ def build(
                 log(f"{row.spec}: {nodes}, {row.seconds * 1e3:.0f} ms")
         progress("writing the optimized model")
         frontend.save(made.graph, stage / "model.onnx")
+        for found in made.report.taken_back:
+            if found.reproducer:
+                frontend.save(made.reproducers[found.reproducer], stage / found.reproducer)
+                (stage / found.reproducer).with_suffix(".txt").write_text(found.replay + "\n")
         if request.compile:
             progress("compiling")
             executable, made = driver.compile_optimized(made, request.threads, request.winograd)

@@ -81,6 +81,12 @@ def optimize(
     max_growth: Annotated[
         float, typer.Option(metavar="SHARE", help="How much larger the model's file may become.")
     ] = MAX_GROWTH,
+    verify_passes: Annotated[
+        bool,
+        typer.Option(
+            "--verify-passes", help="Check after every pass, and take wrong rewrites back."
+        ),
+    ] = False,
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Make an executable, too.")
     ] = True,
@@ -108,12 +114,17 @@ def optimize(
         mcpu=mcpu,
         verify=verify,
         max_growth=max_growth,
+        verify_passes=verify_passes,
         compile=compile_,
         winograd=winograd,
     )
     with _Progress(quiet) as progress:
         log = progress.log if verbose else _silent
         made = build(request, progress, log, _raise_if_interrupted)
+    if made.taken_back:
+        count = len(made.taken_back)
+        plural = "rewrites were" if count > 1 else "rewrite was"
+        print(f"pwopt: warning: {count} wrong {plural} taken back", file=sys.stderr)
     if json_:
         _print_json(made.to_json())
         return

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pwopt import checks, env, growth, hardware, limits
+from pwopt.bisection import Guard, guilty_pass
 from pwopt.checks import Reference, Verification
-from pwopt.errors import NumericsError, PwoptError, UsageError
+from pwopt.errors import NumericsError, UsageError
 from pwopt.growth import MAX_GROWTH, Budget
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
-from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest
+from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest, run_pass
 from pwopt.report import Compilation, FileSize, Report, Source, summarize
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ class Optimized:
         graph: the optimized graph.
         report: what each pass did, and the numerical check.
         reference: the original's answers, to check an executable by; None where unknown.
+        reproducers: small models by file name; each shows a rewrite in ``report.taken_back``.
     """
 
     graph: Graph
     report: Report
     reference: Reference | None = field(default=None, repr=False)
+    reproducers: Mapping[str, Graph] = field(default_factory=dict)
 
 
 @no_garbage_collection()
@@ -56,6 +59,7 @@ def optimize(
     passes: str | Sequence[Pass] | None = None,
     *,
     verify: bool = True,
+    verify_passes: bool = False,
     max_growth: float = MAX_GROWTH,
     hardware: Hardware | None = None,
     input_shapes: Shapes | None = None,
@@ -69,6 +73,8 @@ def optimize(
         target: "cpu" or "cuda".
         passes: a spec such as ``"my-pass,default"``, passes, or None for the default.
         verify: compare the result with the original in ONNX Runtime on seeded random inputs.
+        verify_passes: compare after every pass that changed something, on more inputs, and take
+            wrong rewrites back instead of failing; ``report.taken_back`` tells which.
         max_growth: share by which the model's file may become larger; rewrites that would copy or
             expand more weights are not made.
         hardware: what to optimize for; this machine if left out.
@@ -78,12 +84,15 @@ def optimize(
         progress: called with a few words at the start of each step.
 
     Raises:
-        UsageError: an unknown target, pass or option, or a negative growth.
+        UsageError: an unknown target, pass or option, a negative growth, or ``verify_passes``
+            without ``verify``.
         FrontendError: the model cannot be read.
         PassError: a pass failed.
         NumericsError: the result differs from the original; the message names the guilty pass.
     """
     check_target(target)
+    if verify_passes and not verify:
+        raise UsageError("--verify-passes is a check: leave out --no-verify (verify=False)")
     start = time.perf_counter()
     step = progress or (lambda _: None)
     sequence = _passes(passes)
@@ -92,23 +101,25 @@ def optimize(
     limits.check_sizes(original)
     machine = hardware or _host()
     graph = original.copy()
-    step("optimizing")
     room = growth.budget(original, max_growth)
-    rows = _run(graph, sequence, machine, target, room, _dumper(dump))
+    context = Context(machine, target, budget=room)
+    answers: Reference | str = "not asked for"
+    guard = None
+    if verify_passes:
+        step("running the original")
+        answers = checks.reference(original, _raw(model), checks.FURTHER)
+        if isinstance(answers, Reference):
+            guard = Guard(answers, original, sequence, step)
+    step("optimizing")
+    rows = Pipeline(sequence, after_pass=_dumper(dump), runner=guard or run_pass).run(
+        graph, context
+    )
     file = _file_size(model, original, graph, max_growth, room)
-    verification, reference = Verification("skipped", reason="not asked for"), None
     if verify:
         step("checking against the original")
-        answer = checks.reference(original, _raw(model))
-        if isinstance(answer, str):
-            verification = Verification("skipped", reason=answer)
-        else:
-            reference = answer
-            try:
-                verification = checks.verify(reference, graph)
-            except NumericsError as error:
-                guilty = _divergence(original, sequence, machine, target, max_growth, reference)
-                raise NumericsError(f"{error}; {guilty}") from error
+    if verify and not verify_passes:
+        answers = checks.reference(original, _raw(model))
+    verification = _verified(answers, original, graph, sequence, context)
     report = Report(
         version=_version(),
         source=source,
@@ -119,9 +130,11 @@ def optimize(
         passes=tuple(rows),
         verification=verification,
         file=file,
+        taken_back=tuple(guard.taken_back) if guard else (),
         seconds=time.perf_counter() - start,
     )
-    return Optimized(graph, report, reference)
+    reference = answers if isinstance(answers, Reference) else None
+    return Optimized(graph, report, reference, guard.reproducers if guard else {})
 
 
 def compile(
@@ -336,16 +349,21 @@ def _with_types(graph: Graph) -> Graph:
     return graph
 
 
-def _run(
+def _verified(
+    answers: Reference | str,
+    original: Graph,
     graph: Graph,
     passes: Sequence[Pass],
-    machine: Hardware,
-    target: str,
-    room: Budget,
-    after_pass: Callable[[Graph, Pass, PassReport], None] | None,
-) -> list[PassReport]:
-    context = Context(machine, target, budget=room)
-    return Pipeline(passes, after_pass=after_pass).run(graph, context)
+    context: Context,
+) -> Verification:
+    """The outcome of the check; an error names the guilty pass."""
+    if isinstance(answers, str):
+        return Verification("skipped", reason=answers)
+    try:
+        return checks.verify(answers, graph)
+    except NumericsError as error:
+        guilty = guilty_pass(original, passes, context.fresh(), answers)
+        raise NumericsError(f"{error}; {guilty}") from error
 
 
 def _file_size(
@@ -384,45 +402,10 @@ def _dumper(folder: str | Path | None) -> Callable[[Graph, Pass, PassReport], No
     return write
 
 
-def _divergence(
-    original: Graph,
-    passes: Sequence[Pass],
-    machine: Hardware,
-    target: str,
-    max_growth: float,
-    reference: Reference,
-) -> str:
-    """Which pass the error came with: runs them again and bisects over the graphs in between."""
-    snapshots: list[tuple[str, Graph]] = []
-
-    def keep(graph: Graph, each: Pass, _: PassReport) -> None:
-        snapshots.append((each.name, graph.copy()))
-
-    def wrong(graph: Graph) -> bool:
-        try:
-            return not all(d.ok for d in reference.relaxed(checks.check(reference, graph)))
-        except PwoptError:
-            return True
-
-    graph = original.copy()
-    if wrong(graph):
-        return "it does so before any pass, so the frontend is at fault"
-    _run(graph, passes, machine, target, growth.budget(original, max_growth), keep)
-    low, high = -1, len(snapshots) - 1  # the last good graph, the first bad one
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if wrong(snapshots[middle][1]) else (middle, high)
-    if not snapshots:
-        return "no pass changed it"
-    return f"pass {snapshots[high][0]} (change {high + 1} of {len(snapshots)}) is at fault"
-
-
 def _check_executable(executable: Executable, reference: Reference) -> Verification:
     start = time.perf_counter()
     found = reference.differences(executable)
-    if not all(d.ok for d in found):
-        found = reference.relaxed(found)
     if bad := [d for d in found if not d.ok]:
         raise NumericsError(f"the executable differs from the original: {bad[0]}")
-    seeds, seconds = checks.SEEDS, time.perf_counter() - start
-    return Verification("passed", reference.name, seeds, None, tuple(found), "", seconds)
+    seconds = time.perf_counter() - start
+    return Verification("passed", reference.name, reference.seeds, None, tuple(found), "", seconds)

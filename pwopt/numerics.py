@@ -120,19 +120,21 @@ def differences(
 
 
 def worst(found: Sequence[Sequence[Difference]]) -> list[Difference]:
-    """Per output the difference with the largest error of several comparisons."""
-    return [max(each, key=lambda d: d.error) for each in zip(*found, strict=True)]
+    """Per output the difference of several comparisons that is largest by its tolerance."""
+    return [max(each, key=lambda d: d.error / d.tolerance) for each in zip(*found, strict=True)]
 
 
-def random_inputs(types: Mapping[str, TensorType], seed: int) -> dict[str, np.ndarray]:
-    """Seeded inputs of static types.
+def random_inputs(
+    types: Mapping[str, TensorType], seed: int, magnitude: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Seeded inputs of static types; floats are multiplied by ``magnitude``.
 
     Floats are standard normal at even seeds and uniform in [0, 1) at odd ones, because networks are
     fed both kinds (normalised and plain pixels); integers are small and not negative, so that they
     can be indices; booleans are coin flips.
     """
     return {
-        name: _random_array(t, np.random.default_rng([seed, i]), seed)
+        name: _random_array(t, np.random.default_rng([seed, i]), seed, magnitude)
         for i, (name, t) in enumerate(types.items())
     }
 
@@ -149,7 +151,9 @@ def perturbed(inputs: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.n
     return moved
 
 
-def _random_array(t: TensorType, rng: np.random.Generator, seed: int) -> np.ndarray:
+def _random_array(
+    t: TensorType, rng: np.random.Generator, seed: int, magnitude: float
+) -> np.ndarray:
     shape, dtype = t.static_shape, t.dtype
     if shape is None or dtype is None:
         raise ValueError(f"no static type: {t}")
@@ -162,4 +166,4 @@ def _random_array(t: TensorType, rng: np.random.Generator, seed: int) -> np.ndar
         high = 256 if dtype == "uint8" else 128 if dtype == "int8" else 10
         return rng.integers(0, high, shape).astype(kind)
     values = rng.random(shape) if seed % 2 else rng.standard_normal(shape)
-    return values.astype(kind)
+    return (values * magnitude).astype(kind)

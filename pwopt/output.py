@@ -15,7 +15,9 @@ from pathlib import Path
 from pwopt.errors import PwoptError, UsageError
 
 # What pwopt writes; a folder that holds anything else is not pwopt's to replace.
-FILES = re.compile(r"model\.(onnx(\.[0-9a-f]{16}\.data)?|so)|report\.(json|html)")
+FILES = re.compile(
+    r"(model|repro-\d+)\.onnx(\.[0-9a-f]{16}\.data)?|model\.so|repro-\d+\.txt|report\.(json|html)"
+)
 REPORT = "report.json"
 GENERATOR = "pwopt"
 

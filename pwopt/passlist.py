@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from pwopt.errors import UsageError
 from pwopt.pipeline import Pass
 
+_LOADED = "pwopt_loaded_"  # begins the names of modules that load() made
+
 
 class Description(NamedTuple):
     """One pass: its name, whether it runs by default, its options and what it does."""
@@ -44,7 +46,7 @@ def load(files: Sequence[Path]) -> None:
     from pwopt.passes import PASSES
 
     for file in files:
-        name = f"pwopt_loaded_{file.stem}"
+        name = f"{_LOADED}{file.stem}"
         spec = importlib.util.spec_from_file_location(name, file)
         if not file.is_file() or spec is None or spec.loader is None:
             raise UsageError(f"--load {file}: no such Python file")
@@ -61,6 +63,12 @@ def load(files: Sequence[Path]) -> None:
             raise UsageError(
                 f"--load {file}: registers no pass; decorate one with @pwopt.register_pass"
             )
+
+
+def loaded_from(cls: type[Pass]) -> Path | None:
+    """The file that :func:`load` took a pass from, None for others."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return Path(file).resolve() if file and cls.__module__.startswith(_LOADED) else None
 
 
 def _options(cls: type[Pass]) -> dict[str, Any]:

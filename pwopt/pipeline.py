@@ -30,6 +30,10 @@ MAX_SWEEPS = 100  # of one rewrite over the graph; every rewrite must make progr
 MAX_PREDICTED_NODES = 5000
 
 
+class UnsettledError(PassError):
+    """A rewrite that would go on for ever."""
+
+
 @dataclass(frozen=True)
 class Applied:
     """A rewrite that was made; ``what`` says it in a few words."""
@@ -72,7 +76,8 @@ class Context:
         budget: what the constants of the graph may take; unlimited if left out.
         max_rewrites: rewrites that are still made, None for all; how a wrong one is searched for.
         barred: nodes, by pass spec and id, that a pass leaves alone.
-        anchors: ids of the nodes whose rewrites were made, in order.
+        anchors: the nodes whose rewrites were made, in order.
+        looked_at: the node that a pass looks at; where it is if it fails.
     """
 
     hardware: Hardware = field(default_factory=hardware.host)
@@ -81,7 +86,8 @@ class Context:
     budget: Budget = field(default_factory=Budget)
     max_rewrites: int | None = None
     barred: set[tuple[str, int]] = field(default_factory=set)
-    anchors: list[int] = field(default_factory=list)
+    anchors: list[Node] = field(default_factory=list)
+    looked_at: Node | None = None
 
     @property
     def cost_model(self) -> CostModel:
@@ -92,8 +98,15 @@ class Context:
         """What a pass may add to the constants, by its own bound and the run's."""
         return Growth(self.budget, max_bytes)
 
+    def fresh(self, **changes: Any) -> Context:
+        """A context for another run on the same graph, with nothing noted yet."""
+        return Context(
+            self.hardware, self.target, budget=Budget(self.budget.limit_bytes), **changes
+        )
+
     def may_rewrite(self, each: Pass, node: Node) -> bool:
         """Whether a pass may rewrite at a node; asked before it looks at it."""
+        self.looked_at = node
         if self.max_rewrites is None and not self.barred:
             return True
         return self.max_rewrites != 0 and (each.spec, node.id) not in self.barred
@@ -101,7 +114,8 @@ class Context:
     def rewritten(self, each: Pass, node: Node, label: str, what: str) -> None:
         """Remembers a rewrite that was made at a node."""
         self.remarks.append(Remark(each.name, label, True, what))
-        self.anchors.append(node.id)
+        self.anchors.append(node)
+        self.looked_at = None
         if self.max_rewrites is not None:
             self.max_rewrites -= 1
 
@@ -161,6 +175,7 @@ class Rewrite(Pass):
                     continue
                 label = node.label
                 outcome = self.rewrite(graph, node, context)
+                context.looked_at = None
                 if isinstance(outcome, Applied):
                     context.rewritten(self, node, label, outcome.what)
                 elif isinstance(outcome, Missed):
@@ -168,7 +183,7 @@ class Rewrite(Pass):
             if graph.version == before:
                 break
         else:
-            raise PassError(f"{self.name}: still rewriting after {MAX_SWEEPS} sweeps")
+            raise UnsettledError(f"{self.name}: still rewriting after {MAX_SWEEPS} sweeps")
         context.remarks.extend(missed.values())
 
 
@@ -199,6 +214,29 @@ class PassReport:
     remarks: tuple[Remark, ...]
 
 
+def run_pass(each: Pass, graph: Graph, context: Context) -> float:
+    """Runs one pass and verifies what it leaves.
+
+    Returns:
+        the wall time, in seconds.
+
+    Raises:
+        PassError: the pass failed or left an invalid graph; the message names it.
+    """
+    version, start = graph.version, time.perf_counter()
+    try:
+        each.run(graph, context)
+        if graph.version != version:
+            verify(graph, since=version)
+    except PassError:
+        raise
+    except PwoptError as error:
+        raise PassError(f"pass {each.name}: {error}") from error
+    except Exception as error:
+        raise PassError(f"pass {each.name}: {type(error).__name__}: {error}") from error
+    return time.perf_counter() - start
+
+
 @dataclass
 class Pipeline:
     """A sequence of passes, repeated until none of them changes anything.
@@ -210,11 +248,13 @@ class Pipeline:
         passes: in order.
         rounds: how often the whole sequence, and each part of it, is run at most.
         after_pass: called with the graph, the pass and its report after every pass that changed it.
+        runner: runs one pass and returns the seconds that it took; see :func:`run_pass`.
     """
 
     passes: Sequence[Pass]
     rounds: int = 4
     after_pass: Callable[[Graph, Pass, PassReport], None] | None = None
+    runner: Callable[[Pass, Graph, Context], float] = run_pass
 
     def run(self, graph: Graph, context: Context) -> list[PassReport]:
         """Transforms ``graph`` in place.
@@ -236,12 +276,10 @@ class Pipeline:
         def step(each: Pass) -> None:
             nonlocal macs, us
             version, nodes, first = graph.version, len(graph), len(context.remarks)
-            start = time.perf_counter()
-            self._run_one(each, graph, context)
+            seconds = self.runner(each, graph, context)
             changed = graph.version != version
             if not changed:
                 settled[each.spec] = version
-            seconds = time.perf_counter() - start
             macs_after = graph_macs(graph) if changed else macs
             us_after = _predicted_us(graph, context) if changed else us
             report = PassReport(
@@ -277,20 +315,6 @@ class Pipeline:
             yield
             if graph.version == version:
                 return
-
-    @staticmethod
-    def _run_one(each: Pass, graph: Graph, context: Context) -> None:
-        version = graph.version
-        try:
-            each.run(graph, context)
-            if graph.version != version:
-                verify(graph, since=version)
-        except PassError:
-            raise
-        except PwoptError as error:
-            raise PassError(f"pass {each.name}: {error}") from error
-        except Exception as error:
-            raise PassError(f"pass {each.name}: {type(error).__name__}: {error}") from error
 
 
 def _predicted_us(graph: Graph, context: Context) -> float | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pwopt import cost
+from pwopt.bisection import TakenBack
 from pwopt.checks import Verification
 from pwopt.cost_model import cost_model
 from pwopt.growth import allowance
@@ -102,7 +103,22 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Report:
-    """The record of one optimization; ``report.json`` holds exactly this."""
+    """The record of one optimization; ``report.json`` holds exactly this.
+
+    Attributes:
+        version: of pwopt.
+        source: the model.
+        target: "cpu" or "cuda".
+        hardware: what was optimized for.
+        before, after: the graphs.
+        passes: what each run of a pass did.
+        verification: of the optimized graph against the original.
+        compilation: what the target made of it; None where it was not compiled.
+        taken_back: wrong rewrites that --verify-passes found; they are not in the result.
+        seconds: wall time.
+        schema: of ``report.json``.
+        generator: "pwopt".
+    """
 
     version: str
     source: Source
@@ -114,6 +130,7 @@ class Report:
     verification: Verification
     file: FileSize
     compilation: Compilation | None = None
+    taken_back: tuple[TakenBack, ...] = ()
     seconds: float = 0.0
     schema: int = SCHEMA
     generator: str = field(default=GENERATOR)
@@ -265,6 +282,7 @@ def _summary(report: Report) -> list[str]:
         f" on one core of {report.hardware.mcpu}",
     ]
     lines.append(_file_text(report.file))
+    lines += [line for each in report.taken_back for line in _taken_back_lines(each)]
     lines.append(f"checked     {_check_text(check)}")
     if report.compilation is not None:
         c = report.compilation
@@ -276,6 +294,22 @@ def _summary(report: Report) -> list[str]:
         if c.verification is not None:
             lines.append(f"checked     executable: {_check_text(c.verification)}")
     return lines
+
+
+def _taken_back_lines(found: TakenBack) -> list[str]:
+    """The warning about a rewrite that was wrong."""
+    where = f"at {found.node}" if found.node else "as a whole"
+    what = f" ({found.rewrite})" if found.rewrite else ""
+    lines = [f"warning     taken back: {found.spec} {where}{what}", f"            {found.problem}"]
+    if found.tensor:
+        size = "its shape, or its NaN or infinite elements differ"
+        if found.error is not None and math.isfinite(found.error):
+            size = f"error {found.error:.3g} of its scale {found.scale:.3g}"
+        size += f", tolerance {found.tolerance:.3g}"
+        lines.append(f"            first different tensor {found.tensor!r}: {size}")
+    if found.replay:
+        lines.append(f"            shown by: {found.replay}")
+    return [_escaped(line) for line in lines]
 
 
 def _fallback_lines(fallbacks: list[Any], shown: int = 5) -> list[str]:

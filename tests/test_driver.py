@@ -179,7 +179,7 @@ def test_ill_conditioned_models_get_room() -> None:
     original = pwopt.load(model)
     reference = checks.reference(original, model.SerializeToString())
     assert isinstance(reference, checks.Reference)
-    found = reference.relaxed(checks.check(reference, original))
+    found = reference.relaxed(0, checks.check(reference, original))
     assert found[0].tolerance > 1e-2
 
 

@@ -238,12 +238,7 @@ class Graph:
             arity=len(slots),
             captures=tuple(captures),
         )
-        self._insert(node)
-        for slot, value in enumerate(slots):
-            if value is not None:
-                self._link(value, node, slot)
-        self._operands[node.id] = slots or _NOTHING
-        self._log.append(node.id)
+        self._place(node, slots)
         return node
 
     def constant(self, array: np.ndarray, name: str = "", origin: Iterable[str] = ()) -> Value:
@@ -434,6 +429,15 @@ class Graph:
         self._graph.disconnect(value.node.id, reader.id, slot)
         if len(value.node.types) > 1:
             self._readers[value.node.id, value.index].discard((reader.id, slot))
+
+    def _place(self, node: Node, slots: list[Value | None]) -> None:
+        """Adds a node that reads values of the graph."""
+        self._insert(node)
+        for slot, value in enumerate(slots):
+            if value is not None:
+                self._link(value, node, slot)
+        self._operands[node.id] = slots or _NOTHING
+        self._log.append(node.id)
 
     def _insert(self, node: Node) -> None:
         self._graph.insert(node.id)
