@@ -150,10 +150,11 @@ class Report:
 def summarize(graph: Graph, hardware: Hardware) -> GraphSummary:
     """The size of a graph, and its predicted time on a machine."""
     operations = [n for n in graph.nodes() if not n.is_input and not n.is_constant]
+    macs = {n: cost.node_macs(graph, n) for n in operations}
     return GraphSummary(
         nodes=len(operations),
-        macs=cost.graph_macs(graph),
-        pointwise_macs=sum(cost.node_macs(graph, n) for n in operations if is_pointwise(graph, n)),
+        macs=sum(macs.values()),
+        pointwise_macs=sum(macs[n] for n in operations if is_pointwise(graph, n)),
         parameters=cost.parameters(graph),
         parameter_bytes=graph.constant_bytes,
         ops=dict(Counter(n.op for n in operations).most_common()),

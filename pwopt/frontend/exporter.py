@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from onnx import (
@@ -28,7 +30,7 @@ from pwopt.frontend.attributes import (
 from pwopt.frontend.carried import LEAN, carried
 from pwopt.frontend.inference import fill
 from pwopt.frontend.names import Names
-from pwopt.frontend.tensors import decode_type, encode, encode_type
+from pwopt.frontend.tensors import decode_type, encode, encode_type, header
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import GRAPH_DOMAIN, KERNEL_DOMAIN, Graph, Node, Opaque, Value
 from pwopt.ir.types import UNKNOWN, OpaqueType, TensorType, Type
@@ -62,20 +64,48 @@ def export(graph: Graph) -> ModelProto:
 
 def build(graph: Graph, weights: Weights) -> ModelProto:
     """Like :func:`export`, with constants written by ``weights(array, name)``."""
-    with no_garbage_collection():
-        if any(node.domain == KERNEL_DOMAIN for node in graph.nodes()):
-            from pwopt.ir.internal import expand
+    found = outline(graph)
+    model = ModelProto()
+    model.CopyFrom(found.model)
+    for tensor, array in zip(model.graph.initializer, found.arrays, strict=True):
+        tensor.CopyFrom(weights(array, tensor.name))
+    return model
 
-            graph = expand(graph)
-        return _Exporter(graph, weights).run()
+
+class Outline(NamedTuple):
+    """A model whose initializers have no data, and the data of each."""
+
+    model: ModelProto
+    arrays: list[np.ndarray]
+
+
+# Of graphs that were exported: a graph is checked, measured and written in turn.
+_outlines: WeakKeyDictionary[Graph, tuple[object, Outline]] = WeakKeyDictionary()
+
+
+def outline(graph: Graph) -> Outline:
+    """The graph as a model without its weights, not to be changed; remembered while it holds."""
+    state, known = graph.state, _outlines.get(graph)
+    if known is None or known[0] != state:
+        known = _outlines[graph] = (state, _written(graph))
+    return known[1]
+
+
+@no_garbage_collection()
+def _written(graph: Graph) -> Outline:
+    if any(node.domain == KERNEL_DOMAIN for node in graph.nodes()):
+        from pwopt.ir.internal import expand
+
+        graph = expand(graph)
+    return _Exporter(graph).run()
 
 
 class _Exporter:
     """Writes one graph."""
 
-    def __init__(self, graph: Graph, weights: Weights) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._weights = weights
+        self._arrays: list[np.ndarray] = []
         self._carried = carried(graph)
         self._order = graph.topological()
         self._model = ModelProto()
@@ -89,8 +119,8 @@ class _Exporter:
         self._dtypes: set[str] = set()
         self._lean = bool(graph.metadata.get(LEAN))
 
-    def run(self) -> ModelProto:
-        """The model."""
+    def run(self) -> Outline:
+        """The model without its weights."""
         opaque = {n: self._opaque(n) for n in self._order if _has_opaque(n)}
         self._plan_outputs()
         inner = (
@@ -106,14 +136,13 @@ class _Exporter:
             self._write_input(node)
         for node in self._order:
             if node.is_constant:
-                array = node.attributes["value"]
-                self._proto.initializer.append(self._weights(array, self._of(node.out)))
+                self._write_weight(node.attributes["value"], self._of(node.out))
                 self._note_type(node.types[0])
             elif node.domain != GRAPH_DOMAIN:
                 self._write_node(node, opaque.get(node, {}))
         self._write_outputs()
         self._write_header()
-        return self._model
+        return Outline(self._model, self._arrays)
 
     # --- names -------------------------------------------------------------------------------
 
@@ -217,7 +246,11 @@ class _Exporter:
         self._proto.input.append(info)
         self._note_type(value_type)
         if "default" in node.attributes:
-            self._proto.initializer.append(self._weights(node.attributes["default"], name))
+            self._write_weight(node.attributes["default"], name)
+
+    def _write_weight(self, array: np.ndarray, name: str) -> None:
+        self._proto.initializer.append(header(array, name))
+        self._arrays.append(array)
 
     def _write_outputs(self) -> None:
         for name, value in self._copied:

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from pwopt.errors import FrontendError
-from pwopt.frontend.exporter import build
+from pwopt.frontend.exporter import build, outline
 from pwopt.frontend.tensors import encode, header, raw_bytes, raw_size
 from pwopt.ir.graph import Graph
 
@@ -62,16 +62,9 @@ def file_bytes(graph: Graph) -> int:
     Raises:
         FrontendError: an attribute has no ONNX form.
     """
-    data = 0
-
-    def count(array: np.ndarray, name: str) -> TensorProto:
-        nonlocal data
-        if array.dtype == object:
-            return encode(array, name)
-        data += raw_size(array)
-        return header(array, name)
-
-    return int(build(graph, count).ByteSize()) + data
+    model, arrays = outline(graph)
+    data = (encode(a).ByteSize() if a.dtype == object else raw_size(a) for a in arrays)
+    return int(model.ByteSize()) + sum(data)
 
 
 def _constant_bytes(graph: Graph) -> int:

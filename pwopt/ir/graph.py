@@ -98,6 +98,12 @@ class Graph:
         """Grows with every change of the wiring."""
         return len(self._log)
 
+    @property
+    def state(self) -> object:
+        """Compares equal for as long as nothing about the graph changes."""
+        settings = (self.name, tuple(self.opsets.items()), tuple(self.metadata.items()))
+        return self._graph, len(self._log), settings  # restore() brings another wiring
+
     def changed_since(self, version: int) -> set[int]:
         """Ids of the nodes that were added, erased or got other operands since a version."""
         return set(self._log[version:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -115,11 +116,17 @@ _NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 UNKNOWN = TensorType()
 
 
+@functools.lru_cache(maxsize=4096)
+def _tensor_type(dtype: str, shape: tuple[int, ...]) -> TensorType:
+    """One object for all constants of a type, of which a large model has many."""
+    return TensorType(dtype, shape)
+
+
 def of_array(array: np.ndarray) -> TensorType:
     """The type of a constant."""
     name = _NAMES.get(array.dtype)
     if name is not None:
-        return TensorType(name, array.shape)
+        return _tensor_type(name, array.shape)
     if array.dtype.kind in "OUS":
         return TensorType("string", tuple(array.shape))
     raise TypeError(f"no ONNX element type for NumPy's {array.dtype}")

@@ -239,3 +239,24 @@ class TestSave:
         with pytest.raises(IRError, match="cycle"):
             save(graph, tmp_path / "m.onnx")
         assert not list(tmp_path.iterdir())
+
+
+def test_every_export_is_of_the_graph_as_it_is_then() -> None:
+    graph = Graph("net")
+    x = graph.add_input("x", TensorType("float32", (1, 4)))
+    y = graph.add("Relu", [x], names=("y",)).out
+    graph.add_output("out", y)
+    before = export(graph)
+    before.graph.node[0].op_type = "Neg"  # the caller's own copy
+    assert [n.op_type for n in export(graph).graph.node] == ["Relu"]
+    kept = graph.copy()
+    graph.set_outputs([("out", graph.add("Sigmoid", [y]).out)])
+    assert [n.op_type for n in export(graph).graph.node] == ["Relu", "Sigmoid"]
+    kept.set_outputs([("out", kept.add("Tanh", [y]).out)])
+    assert kept.version == graph.version
+    graph.restore(kept)
+    assert [n.op_type for n in export(graph).graph.node] == ["Relu", "Tanh"]
+    graph.opsets[""] = 18
+    assert export(graph).opset_import[0].version == 18
+    graph.name = "renamed"
+    assert export(graph).graph.name == "renamed"
