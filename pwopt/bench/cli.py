@@ -46,7 +46,7 @@ def bench(
         bool, typer.Option(help="Work and latency without and with each structural pass.")
     ] = False,
     build: Annotated[bool, typer.Option(help="Time and memory of builds.")] = False,
-    scale: Annotated[bool, typer.Option(help="A graph of 10,000 nodes.")] = False,
+    scale: Annotated[bool, typer.Option(help="Graphs of up to 100,000 nodes.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
     runs: Annotated[int | None, typer.Option(min=1, help="Interleaved samples.")] = None,
     openvino: Annotated[bool, typer.Option(help="OpenVINO as one more baseline.")] = False,
@@ -94,7 +94,7 @@ def bench(
         result["passes"] = [asdict(c) | {"passed": c.passed} for c in changes]
     if all_ or build or scale:
         costs = list(measure_builds()) if all_ or build else []
-        costs += [measure_scale()] if all_ or scale else []
+        costs += list(measure_scale()) if all_ or scale else []
         console.print(tables.build_table(costs))
         result["build"] = [asdict(c) | {"passed": c.passed} for c in costs]
         failed = failed or any(c.failure for c in costs)

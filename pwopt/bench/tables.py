@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
-from pwopt.bench.build import LIMIT_S, BuildCost
+from pwopt.bench.build import BuildCost
 from pwopt.bench.calibrate import CalibrationRow
 from pwopt.bench.kernels import ALGORITHMS, MIN_SHARE, KernelRow, WinogradRow
 from pwopt.bench.passes import MAX_SLOWDOWN, PassRow
@@ -106,7 +107,8 @@ def build_table(rows: Sequence[BuildCost]) -> Table:
     """Wall time and memory of builds."""
     table = Table(title="`pwopt optimize` as a process: wall time, peak memory above the model's")
     table.add_column("model")
-    for column in ("seconds", "CPU s", "limit", "memory MB", "model MB", "within limits"):
+    columns = ("seconds", "limit", "CPU s", "CPU us a node", "memory MB", "model MB")
+    for column in (*columns, "within limits"):
         table.add_column(column, justify="right")
     for r in rows:
         sizes = f"{r.memory_bytes / 1e6:.0f}", f"{r.model_bytes / 1e6:.0f}"
@@ -114,8 +116,9 @@ def build_table(rows: Sequence[BuildCost]) -> Table:
         table.add_row(
             r.name,
             f"{r.seconds:.1f}",
+            f"{r.limit_s:.0f}" if math.isfinite(r.limit_s) else "",
             f"{r.cpu_s:.1f}",
-            f"{LIMIT_S.get(r.name, 0):.0f}",
+            f"{r.cpu_s / r.nodes * 1e6:.0f}" if r.nodes else "",
             *sizes,
             verdict,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_tables_show_every_row() -> None:
     assert "yes" in text_of(tables.build_table([cost]))
 
 
+def test_sizes_are_measured_deep_and_wide() -> None:
+    rows = list(build.measure_scale([100]))
+    assert [r.name for r in rows] == ["chain, 100 nodes", "wide, 100 nodes"]
+    assert all(r.passed for r in rows)
+    text = text_of(tables.build_table([*rows, replace(rows[0], limit_s=1e-3)]))
+    assert f"{rows[0].cpu_s / 100 * 1e6:.0f}" in text
+    assert "no" in text
+
+
 def test_json_has_no_nan() -> None:
     plain = cli._without_nan({"a": [1.0, math.nan, math.inf], "b": "x"})
     assert json.loads(json.dumps(plain, allow_nan=False)) == {"a": [1.0, None, None], "b": "x"}
@@ -82,10 +92,11 @@ def test_json_has_no_nan() -> None:
 def test_build_is_measured_and_its_failure_noticed(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(blocks.pointwise().SerializeToString())
-    cost = build._measure("block", model, tmp_path / "out", ["--no-compile"])
+    cost = build._measure("block", model, tmp_path / "out", ["--no-compile", "--no-verify"])
     assert cost.passed
     assert 0 < cost.cpu_s < 60
     assert 10 << 20 < cost.memory_bytes < build.LIMIT_BYTES
+    assert not replace(cost, limit_s=0.0).passed
     model.write_bytes(b"no model")
     assert "model.onnx" in build._measure("damaged", model, tmp_path / "out", []).failure
 
