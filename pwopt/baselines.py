@@ -15,7 +15,7 @@ from pwopt.ir.types import TensorType
 from pwopt.ort import one_line
 from pwopt.pipeline import nearest
 
-BASELINES = ("onnxruntime", "openvino")
+BASELINES = ("onnxruntime", "openvino", "openvino-bf16")
 
 
 def check_baselines(names: Sequence[str]) -> None:
@@ -29,12 +29,13 @@ def check_baselines(names: Sequence[str]) -> None:
             raise UsageError(
                 f"unknown baseline {name!r}{nearest(name, BASELINES)}; {list(BASELINES)}"
             )
-    if "openvino" in names and importlib.util.find_spec("openvino") is None:
+    wanted = any(name.startswith("openvino") for name in names)
+    if wanted and importlib.util.find_spec("openvino") is None:
         raise UsageError("openvino is not installed; pip install 'pwopt[openvino]'")
 
 
 class OpenVinoModel:
-    """A model in OpenVINO's CPU plug-in, in float32 and for latency.
+    """A model in OpenVINO's CPU plug-in, for latency.
 
     Attributes:
         version: OpenVINO's.
@@ -47,20 +48,28 @@ class OpenVinoModel:
         types: Mapping[str, TensorType],
         threads: int,
         outputs: Sequence[str],
+        precision: str = "f32",
     ) -> None:
-        """Compiles a model for static input types; ``outputs`` are the names in its order.
+        """Compiles a model for static input types.
+
+        Args:
+            source: the model.
+            types: of the inputs, by name.
+            threads: of one inference.
+            outputs: their names in the model's order.
+            precision: OpenVINO's name of what it may compute in: "f32" or "bf16".
 
         Raises:
             PwoptError: OpenVINO cannot load it.
         """
         self.version = f"OpenVINO {version('openvino')}"
-        self.settings = f"{threads} thread{'s' * (threads != 1)}, one stream, float32"
+        self.settings = f"{threads} thread{'s' * (threads != 1)}, one stream, {precision}"
         self._outputs = tuple(outputs)
         wanted = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "ENABLE_CPU_PINNING": False,
         }
         try:

@@ -13,6 +13,7 @@ from pwopt.errors import CodegenError, FrontendError, UsageError
 from pwopt.growth import MAX_GROWTH
 from pwopt.hardware import Hardware
 from pwopt.output import REPORT, staged
+from pwopt.precision import Precision
 from pwopt.report import Report
 
 COMPILERS = ("g++", "c++", "clang++")
@@ -35,6 +36,7 @@ class Request:
         verify_passes: whether to check after every pass and to take wrong rewrites back.
         compile: whether to make an executable.
         winograd: the tiles that its convolutions may use: "off", "f2" or "auto".
+        precision, fc_weights: number formats of the executable.
     """
 
     model: Path
@@ -49,6 +51,8 @@ class Request:
     verify_passes: bool = False
     compile: bool = True
     winograd: str = "auto"
+    precision: str = "fp32"
+    fc_weights: str = "fp32"
 
 
 def build(
@@ -99,7 +103,13 @@ def build(
                 (stage / found.reproducer).with_suffix(".txt").write_text(found.replay + "\n")
         if request.compile:
             progress("compiling")
-            executable, made = driver.compile_optimized(made, request.threads, request.winograd)
+            executable, made = driver.compile_optimized(
+                made,
+                request.threads,
+                request.winograd,
+                precision=request.precision,
+                fc_weights=request.fc_weights,
+            )
             executable.save(stage / "model.so")
         (stage / REPORT).write_text(made.report.dumps())
         before_commit()
@@ -110,6 +120,7 @@ def _check(request: Request, machine: Hardware) -> None:
     """Everything that can be known to fail before the work starts."""
     driver.check_target(request.target)
     driver.check_winograd(request.winograd)
+    Precision(request.precision, request.fc_weights)
     if request.target == "cuda" and request.compile:
         raise UsageError("the CUDA target is not built yet; use --target cpu")
     if not request.model.exists():

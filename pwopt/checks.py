@@ -6,18 +6,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from pwopt import numerics
+from pwopt import numerics, rounding
 from pwopt.errors import NumericsError, PwoptError
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.numerics import Difference
 from pwopt.ort import OrtError, OrtModel, version
+from pwopt.precision import Precision
 
 SEEDS = (0, 1, 2)
 # Seeds and magnitudes of further samples, for what a wrong rewrite may hide behind: pixels that
@@ -93,7 +94,7 @@ class Reference:
             PwoptError: it cannot be run on any inputs that its declared types allow.
         """
         self.name = name
-        self._runner = runner
+        self._runner, self._graph = runner, graph
         self.types = _runnable_types(runner, graph)
         samples = {seed: _sample(runner, self.types, seed) for seed in SEEDS}
         for seed, magnitude in (further or {}).items():
@@ -137,15 +138,24 @@ class Reference:
             again = self._runner.run(numerics.perturbed(feeds))
             self._moved[index] = numerics.differences(want, again)
         return [
-            Difference(
-                d.output,
-                d.dtype,
-                d.error,
-                max(d.tolerance, min(MAX_TOLERANCE, numerics.CONDITION_FACTOR * m.error)),
-                d.scale,
-                d.detail,
+            replace(
+                d,
+                tolerance=max(d.tolerance, min(MAX_TOLERANCE, numerics.CONDITION_FACTOR * m.error)),
             )
             for d, m in zip(found, self._moved[index], strict=True)
+        ]
+
+    def rounded(self, found: Sequence[Difference], precision: Precision) -> list[Difference]:
+        """The differences with the tolerances that reduced precision of the operands asks for."""
+        moved = numerics.worst(
+            [
+                check(self, rounding.rounded(self._graph, precision, variation))
+                for variation in rounding.VARIATIONS
+            ]
+        )
+        return [
+            replace(d, tolerance=max(d.tolerance, numerics.ROUNDING_FACTOR * m.error))
+            for d, m in zip(found, moved, strict=True)
         ]
 
 

@@ -90,6 +90,13 @@ def optimize(
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Make an executable, too.")
     ] = True,
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|bf16", help="Of convolutions and matrix products.")
+    ] = "fp32",
+    fc_weights: Annotated[
+        str,
+        typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers."),
+    ] = "fp32",
     explain: Annotated[
         bool, typer.Option("--explain", help="List every rewrite made, and why others were not.")
     ] = False,
@@ -117,6 +124,8 @@ def optimize(
         verify_passes=verify_passes,
         compile=compile_,
         winograd=winograd,
+        precision=precision,
+        fc_weights=fc_weights,
     )
     with _Progress(quiet) as progress:
         log = progress.log if verbose else _silent
@@ -152,7 +161,7 @@ def compare(
     threads: ThreadsOption = 1,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="onnxruntime (always there), openvino; comma-separated or repeated."),
+        typer.Option(help="onnxruntime (always there), openvino, openvino-bf16; comma-separated."),
     ] = None,
     input_shape: ShapeOption = None,
     quiet: QuietOption = False,

@@ -16,7 +16,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -195,8 +195,10 @@ def compare(
     if optimized is not None:
         again = ort.OrtModel(optimized, threads)
         contenders.append(_Contender("onnxruntime, optimized", name, again, again.settings))
-    if "openvino" in baselines:
-        contenders.append(_openvino(source, types, threads, original.output_names))
+    for baseline in ("openvino", "openvino-bf16"):
+        if baseline in baselines:
+            names = original.output_names
+            contenders.append(_openvino(baseline, source, types, threads, names))
     if program is not None:
         contenders.append(_Contender("compiled", _tvm_version(), program, _facts(program)))
     outputs = [c.runner.run(feeds) for c in contenders]
@@ -204,7 +206,7 @@ def compare(
     first_wall, first_cpu = zip(*samples[0], strict=True)
     rows = []
     for c, mine, given, n in zip(contenders, samples, outputs, calls, strict=True):
-        found = numerics.differences(outputs[0], given)
+        found = _judged(c.name, numerics.differences(outputs[0], given), program)
         worst = max(found, key=lambda d: d.error / d.tolerance)
         wall, cpu = zip(*mine, strict=True)
         rows.append(
@@ -340,10 +342,28 @@ def _types(
 
 
 def _openvino(
-    source: Path | bytes, types: Mapping[str, TensorType], threads: int, outputs: Sequence[str]
+    name: str,
+    source: Path | bytes,
+    types: Mapping[str, TensorType],
+    threads: int,
+    outputs: Sequence[str],
 ) -> _Contender:
-    runner = OpenVinoModel(source, types, threads, outputs)
-    return _Contender("openvino", runner.version, runner, runner.settings)
+    precision = "bf16" if name.endswith("bf16") else "f32"
+    runner = OpenVinoModel(source, types, threads, outputs, precision)
+    return _Contender(name, runner.version, runner, runner.settings)
+
+
+def _judged(
+    contender: str, found: Sequence[numerics.Difference], program: Any
+) -> list[numerics.Difference]:
+    """The differences with the tolerances of reduced precision where a contender has it."""
+    allowed = program.metadata.get("tolerances", {}) if program is not None else {}
+    otherwise = 0.0
+    if contender == "openvino-bf16":
+        otherwise = numerics.TOLERANCES["bfloat16"]
+    elif contender != "compiled":
+        return list(found)
+    return [replace(d, tolerance=max(d.tolerance, allowed.get(d.output, otherwise))) for d in found]
 
 
 def _tvm_version() -> str:
@@ -355,8 +375,8 @@ def _tvm_version() -> str:
 
 
 def _facts(program: Any) -> str:
-    metadata = program.metadata
-    return ", ".join(f"{k}={metadata[k]}" for k in ("mcpu", "threads") if k in metadata)
+    keys = [k for k in ("mcpu", "threads", "precision") if k in program.metadata]
+    return ", ".join(f"{k}={program.metadata[k]}" for k in keys)
 
 
 def _notes(rows: Sequence[Row], program: Any) -> Iterator[str]:

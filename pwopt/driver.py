@@ -22,6 +22,7 @@ from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest, run_pass
+from pwopt.precision import Precision
 from pwopt.report import Compilation, FileSize, Report, Source, summarize
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def compile(
     input_shapes: Shapes | None = None,
     metadata: Mapping[str, str] | None = None,
     winograd: str = "auto",
+    precision: str = "fp32",
+    fc_weights: str = "fp32",
 ) -> Executable:
     """Compiles a model, usually an optimized graph, to machine code.
 
@@ -158,11 +161,14 @@ def compile(
         metadata: carried inside the executable.
         winograd: how stride-1 convolutions may be computed: "off" is directly, "f2" also by
             Winograd's algorithm in tiles of 2x2 outputs, "auto" in those or 4x4.
+        precision: "fp32", or "bf16" for convolutions and products of bfloat16 operands.
+        fc_weights: "fp32", "bf16" or "int8": see :class:`pwopt.precision.Precision`.
 
     Raises:
         UsageError: an unknown target or option, or a number of threads that is not positive.
         CodegenError: the graph cannot be compiled.
     """
+    formats = Precision(precision, fc_weights)
     check_target(target)
     if target == "cuda":
         raise UsageError("the CUDA target is not built yet; use --target cpu")
@@ -175,12 +181,19 @@ def compile(
     limits.check_sizes(graph)
     graph = _with_types(graph)
     facts = {"pwopt": _version(), "target": target, "sha256": source.sha256, **(metadata or {})}
+    facts["precision"] = str(formats)
     machine = hardware or _host()
-    return compile_graph(graph, target, machine, threads, metadata=facts, winograd=winograd)
+    return compile_graph(
+        graph, target, machine, threads, metadata=facts, winograd=winograd, precision=formats
+    )
 
 
 def compile_optimized(
-    optimized: Optimized, threads: int = 1, winograd: str = "auto"
+    optimized: Optimized,
+    threads: int = 1,
+    winograd: str = "auto",
+    precision: str = "fp32",
+    fc_weights: str = "fp32",
 ) -> tuple[Executable, Optimized]:
     """Compiles and checks what :func:`optimize` made, and completes its report.
 
@@ -191,16 +204,19 @@ def compile_optimized(
         optimized: of :func:`optimize`.
         threads: of one run.
         winograd: as for :func:`compile`.
+        precision: likewise.
+        fc_weights: likewise.
 
     Raises:
         CodegenError: the graph cannot be compiled.
         NumericsError: the executable differs from the original.
     """
     check_winograd(winograd)
+    formats = Precision(precision, fc_weights)
     start = time.perf_counter()
     for choice in reversed(WINOGRAD[: WINOGRAD.index(winograd) + 1]):
         try:
-            executable, compilation = _compile_and_check(optimized, threads, choice)
+            executable, compilation = _compile_and_check(optimized, threads, choice, formats)
         except _WinogradError:
             continue
         break
@@ -215,7 +231,7 @@ class _WinogradError(NumericsError):
 
 
 def _compile_and_check(
-    optimized: Optimized, threads: int, winograd: str
+    optimized: Optimized, threads: int, winograd: str, formats: Precision
 ) -> tuple[Executable, Compilation]:
     report, start = optimized.report, time.perf_counter()
     executable = compile(
@@ -228,27 +244,35 @@ def _compile_and_check(
             "passes": ",".join(dict.fromkeys(row.spec for row in report.passes)),
         },
         winograd=winograd,
+        precision=formats.compute,
+        fc_weights=formats.fc_weights,
     )
     seconds = time.perf_counter() - start
     made = executable.report
     kernels = list(made.get("kernels", ()))
     verification = None
     if optimized.reference is not None:
-        if not runs_here(report.hardware):
+        if not runs_here(formats.on(report.hardware)):
             verification = Verification("skipped", reason="the code is for another machine")
         else:
+            used = formats.used(report.hardware)
             try:
-                verification = _check_executable(executable, optimized.reference)
+                verification = _check_executable(executable, optimized.reference, used)
             except NumericsError as error:
                 if any(k["kernel"].startswith("winograd") for k in kernels):
                     raise _WinogradError(str(error)) from error
                 raise
+            if not used.exact:  # for whoever compares the executable with the original
+                allowed = {d.output: d.tolerance for d in verification.outputs}
+                executable.metadata["tolerances"] = allowed
     return executable, Compilation(
         target=report.target,
         threads=threads,
         seconds=seconds,
         kernels=kernels,
         fallbacks=list(made.get("fallback", ())),
+        precision=str(formats),
+        remark=formats.remark(report.hardware),
         verification=verification,
         winograd=winograd,
     )
@@ -302,6 +326,7 @@ def runs_here(machine: Hardware) -> bool:
         machine.triple == host.triple
         and machine.lanes <= host.lanes
         and (host.masks or not machine.masks)
+        and (host.bf16 or not machine.bf16)
     )
 
 
@@ -402,9 +427,13 @@ def _dumper(folder: str | Path | None) -> Callable[[Graph, Pass, PassReport], No
     return write
 
 
-def _check_executable(executable: Executable, reference: Reference) -> Verification:
+def _check_executable(
+    executable: Executable, reference: Reference, precision: Precision
+) -> Verification:
     start = time.perf_counter()
     found = reference.differences(executable)
+    if not precision.exact:
+        found = reference.rounded(found, precision)
     if bad := [d for d in found if not d.ok]:
         raise NumericsError(f"the executable differs from the original: {bad[0]}")
     seconds = time.perf_counter() - start

@@ -21,6 +21,7 @@ class Hardware:
         registers: number of vector registers.
         masks: whether loads and stores can be masked for free (AVX-512).
         splits: whether a vector operation takes two turns, so that half a vector costs half.
+        bf16: whether it adds up products of bfloat16 pairs in float32 (AVX512-BF16).
         l1_bytes, l2_bytes, l3_bytes: data cache sizes; L1 and L2 of one core.
         peak_gflops: estimate of the fp32 FMA peak of one core, GFLOP/s.
         bandwidth_gbps: estimate of one core's memory read bandwidth, GB/s.
@@ -38,6 +39,7 @@ class Hardware:
     registers: int
     masks: bool
     splits: bool = False
+    bf16: bool = False
     l1_bytes: int = 32 * 1024
     l2_bytes: int = 1024 * 1024
     l3_bytes: int = 32 * 1024 * 1024
@@ -67,6 +69,7 @@ ZEN4 = replace(
     AVX512,
     mcpu="znver4",
     splits=True,
+    bf16=True,
     peak_gflops=118.0,
     bandwidth_gbps=36.0,
     l2_gbps=98.0,
@@ -95,6 +98,7 @@ _AVX512_NAMES = re.compile(
     r"x86-64-v4|skylake-avx512|cascadelake|cooperlake|cannonlake|icelake|tigerlake|rocketlake"
     r"|sapphirerapids|emeraldrapids|graniterapids|diamondrapids|znver[456]|knl|knm"
 )
+_BF16_NAMES = re.compile(r"cooperlake|(sapphire|emerald|granite|diamond)rapids|znver[456]")
 _NEON_NAMES = re.compile(r"cortex-|neoverse-|apple-|thunderx|a64fx|carmel|exynos|kryo|generic")
 _AVX2_NAMES = re.compile(
     r"x86-64-v3|haswell|broadwell|skylake|alderlake|raptorlake|meteorlake|arrowlake|lunarlake"
@@ -112,7 +116,7 @@ def named(mcpu: str) -> Hardware:
         return ZEN4
     for pattern, base in ((_AVX512_NAMES, AVX512), (_NEON_NAMES, NEON), (_AVX2_NAMES, AVX2)):
         if pattern.match(mcpu):
-            return replace(base, mcpu=mcpu)
+            return replace(base, mcpu=mcpu, bf16=bool(_BF16_NAMES.match(mcpu)))
     raise UsageError(
         f"--mcpu {mcpu}: unknown processor; name one with AVX-512 (e.g. x86-64-v4, cascadelake, "
         "znver5), AVX2 (e.g. x86-64-v3, haswell, znver3) or NEON (e.g. neoverse-n1, cortex-a76)"
@@ -127,6 +131,7 @@ def host() -> Hardware:
         base = replace(NEON, triple="")
     elif {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags:
         base = replace(ZEN4, mcpu=AVX512.mcpu) if _is_zen4() else AVX512
+        base = replace(base, bf16="avx512_bf16" in flags)
     elif {"avx2", "fma"} <= flags:
         base = AVX2
     else:

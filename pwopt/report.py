@@ -18,6 +18,7 @@ from pwopt.growth import allowance
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node
+from pwopt.numerics import tolerance
 from pwopt.output import GENERATOR, REPORT
 from pwopt.pipeline import PassReport
 
@@ -87,6 +88,8 @@ class Compilation:
         seconds: wall time.
         kernels: one entry per call: node, kernel, origin, macs, predicted_us.
         fallbacks: operators that run in ONNX Runtime: node and reason.
+        precision: number formats that were asked for.
+        remark: what of them the processor cannot do, if anything.
         verification: of the executable against the original.
         winograd: the tiles that its convolutions might use; fewer than asked for where the result
             would have differed too much.
@@ -97,6 +100,8 @@ class Compilation:
     seconds: float
     kernels: list[Any]
     fallbacks: list[Any]
+    precision: str = "fp32"
+    remark: str = ""
     verification: Verification | None = None
     winograd: str = "auto"
 
@@ -291,6 +296,8 @@ def _summary(report: Report) -> list[str]:
             f"compiled    {len(c.kernels)} kernels for {report.hardware.mcpu}, "
             f"{c.threads} thread{'s' * (c.threads != 1)}, in {c.seconds:.1f} s"
         )
+        if c.precision != "fp32":
+            lines.append(_escaped(f"precision   {_precision_text(c)}"))
         lines += _fallback_lines(c.fallbacks)
         if c.verification is not None:
             lines.append(f"checked     executable: {_check_text(c.verification)}")
@@ -311,6 +318,14 @@ def _taken_back_lines(found: TakenBack) -> list[str]:
     if found.replay:
         lines.append(f"            shown by: {found.replay}")
     return [_escaped(line) for line in lines]
+
+
+def _precision_text(made: Compilation) -> str:
+    """How much of the work is done in fewer bits, or why none is."""
+    macs = sum(k["macs"] for k in made.kernels)
+    reduced = sum(k["macs"] for k in made.kernels if k["weights"] not in ("", "fp32"))
+    share = f"{reduced / macs:.0%} of the MACs" if macs else "no MACs"
+    return made.precision + (f"; {made.remark}" if made.remark else f", {share}")
 
 
 def _fallback_lines(fallbacks: list[Any], shown: int = 5) -> list[str]:
@@ -339,8 +354,11 @@ def _file_text(file: FileSize) -> str:
 def _check_text(check: Verification) -> str:
     if check.status != "passed":
         return _escaped(f"no: {check.reason}")
-    error = max((d.error for d in check.outputs), default=0.0)
+    worst = max(check.outputs, key=lambda d: d.error, default=None)
+    error, allowed = (worst.error, worst.tolerance) if worst else (0.0, 0.0)
     text = f"largest error {error:.2g} of an output's scale against {check.reference}"
+    if allowed != tolerance("float32") and error:
+        text += f", tolerance {allowed:.2g}"
     return _escaped(f"{text} ({check.reason})" if check.reason else text)
 
 

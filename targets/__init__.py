@@ -16,6 +16,7 @@ os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # or it take
 if TYPE_CHECKING:
     from pwopt.hardware import Hardware
     from pwopt.ir.graph import Graph
+    from pwopt.precision import Precision
     from pwopt.targets.executable import Executable
 
 
@@ -27,6 +28,7 @@ def compile_graph(
     *,
     metadata: Mapping[str, Any] | None = None,
     winograd: str = "auto",
+    precision: Precision | None = None,
 ) -> Executable:
     """Compiles a graph for a target.
 
@@ -37,13 +39,22 @@ def compile_graph(
         threads: of one run.
         metadata: stored in the executable.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
+        precision: number formats, float32 if left out.
 
     Raises:
         UsageError: an unknown target.
     """
     from pwopt.errors import UsageError
+    from pwopt.precision import Precision
     from pwopt.targets.cpu.compile import compile_graph as compile_cpu
 
     if target != "cpu":
         raise UsageError(f"no target {target!r}; there is cpu")
-    return compile_cpu(graph, hardware, threads, dict(metadata or {}), winograd=winograd)
+    return compile_cpu(
+        graph,
+        hardware,
+        threads,
+        dict(metadata or {}),
+        winograd=winograd,
+        precision=precision or Precision(),
+    )

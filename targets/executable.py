@@ -67,10 +67,11 @@ class Manifest:
         segments: in the order of execution.
         threads: of one run.
         lanes: float32 elements of the vectors in the machine code.
+        bf16: whether the machine code has AVX512-BF16's instructions.
         triple: LLVM's name of the machine, empty for the one that it was built on.
         metadata: pwopt's version, the source model's hash, target, passes and the like.
-        report: one entry per kernel call: label, kernel, origin, macs, predicted_us; and the
-            fallback reasons.
+        report: one entry per kernel call: label, kernel, origin, macs, predicted_us, and how its
+            weights are stored; and the fallback reasons.
     """
 
     inputs: tuple[Port, ...]
@@ -78,6 +79,7 @@ class Manifest:
     segments: tuple[SegmentSpec, ...]
     threads: int = 1
     lanes: int = 16
+    bf16: bool = False
     triple: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)

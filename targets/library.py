@@ -72,7 +72,7 @@ def read_library(path: Path) -> Executable:
             link.symlink_to(path.resolve())
             library = ctypes.CDLL(str(link))
             manifest = Manifest.from_json(_blob(library, "manifest").tobytes().decode())
-            _check_lanes(path, manifest)
+            _check_processor(path, manifest)
             compiled = any(s.entry for s in manifest.segments)
             module: Any = runtime.load_module(link) if compiled else None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -150,12 +150,17 @@ def _machine(path: Path) -> str:
     return _MACHINES.get(machine, f"machine {machine}")
 
 
-def _check_lanes(path: Path, manifest: Manifest) -> None:
+def _check_processor(path: Path, manifest: Manifest) -> None:
     lanes = hardware.host().lanes
     if manifest.lanes > lanes:
         raise CodegenError(
             f"{path} was built for {manifest.metadata.get('mcpu')} with vectors of "
             f"{manifest.lanes} floats, this machine has {lanes}; rebuild it with --mcpu for it"
+        )
+    if manifest.bf16 and not hardware.host().bf16:
+        raise CodegenError(
+            f"{path} was built with --precision bf16 and this machine has no AVX512-BF16; rebuild "
+            "it with --precision fp32"
         )
 
 

@@ -57,6 +57,23 @@ def test_optimize_and_compare(tmp_path: Path, capsys: Capture) -> None:
     assert "2 interleaved samples" in shown.out
 
 
+def test_reduced_precision_is_compared_with_its_own_tolerance(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    options = ["--precision", "bf16", "--fc-weights", "int8", "-o", str(out)]
+    assert cli.run(["optimize", MODEL, *options]) == 0
+    assert "precision   bf16, int8 weights" in capsys.readouterr().out
+    made = json.loads((out / "report.json").read_text())["compilation"]
+    (checked,) = made["verification"]["outputs"]
+    assert 1e-4 < checked["error"] < checked["tolerance"] < 0.1
+    assert cli.run(["compare", MODEL, str(out), "--runs", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "WRONG" not in shown
+    assert cli.run(["optimize", MODEL, "--precision", "fp8", "-o", str(out)]) == 2
+    assert "--precision fp8: one of fp32, bf16" in capsys.readouterr().err
+
+
 def test_optimize_without_compiling(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     command = ["optimize", MODEL, "-o", str(out), "--no-compile", "--json", "--quiet"]

@@ -51,6 +51,10 @@ def bench(
     runs: Annotated[int | None, typer.Option(min=1, help="Interleaved samples.")] = None,
     openvino: Annotated[bool, typer.Option(help="OpenVINO as one more baseline.")] = False,
     accuracy: Annotated[bool, typer.Option(help="Labelled data, too.")] = True,
+    precision: Annotated[
+        str, typer.Option(help="Of --suite's executables: fp32 or bf16 (and OpenVINO's).")
+    ] = "fp32",
+    fc_weights: Annotated[str, typer.Option(help="fp32, bf16 or int8, in --suite.")] = "fp32",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write JSON.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -62,13 +66,16 @@ def bench(
     failed = False
     if all_ or suite:
         rows = []
-        baselines = ["onnxruntime", *(["openvino"] if openvino else [])]
+        peer = "openvino-bf16" if precision == "bf16" else "openvino"
+        baselines = ["onnxruntime", *([peer] if openvino else [])]
         for row in run_suite(
             load_suite(names or None),
             threads=threads,
             runs=runs,
             baselines=baselines,
             accuracy=accuracy,
+            precision=precision,
+            fc_weights=fc_weights,
             progress=report,
         ):
             rows.append(row)

@@ -14,6 +14,7 @@ from pwopt.checks import Runner
 from pwopt.comparison import compare
 from pwopt.models.datasets import LABELLED, labelled_data
 from pwopt.models.suite import SuiteModel
+from pwopt.precision import Precision
 
 MAX_GEOMEAN = 0.9
 MAX_RATIO = 1.1
@@ -38,6 +39,7 @@ class SuiteRow:
         ratio: latency over ONNX Runtime's on the original, by contender, from interleaved rounds.
         error: by contender, relative to the output's scale: the worst over random inputs and a
             representative one, over all outputs.
+        tolerance: by contender, what its error may be.
         accuracy: by contender, on labelled data, where there are any.
         optimize_s, compile_s: wall time of the two steps.
         kernels: calls in the executable.
@@ -49,6 +51,7 @@ class SuiteRow:
     latency_ms: Mapping[str, Latency] = field(default_factory=dict)
     ratio: Mapping[str, Latency] = field(default_factory=dict)
     error: Mapping[str, float] = field(default_factory=dict)
+    tolerance: Mapping[str, float] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)
     optimize_s: float = math.nan
     compile_s: float = math.nan
@@ -59,7 +62,8 @@ class SuiteRow:
     @property
     def passed(self) -> bool:
         """Whether every contender agrees with the original, and labelled accuracy is the same."""
-        small = all(e <= numerics.TOLERANCES["float32"] for e in self.error.values())
+        default = numerics.TOLERANCES["float32"]
+        small = all(e <= self.tolerance.get(name, default) for name, e in self.error.items())
         return not self.failure and small and len(set(self.accuracy.values())) <= 1
 
 
@@ -70,6 +74,8 @@ def run_suite(
     runs: int | None = None,
     baselines: Sequence[str] = ("onnxruntime",),
     accuracy: bool = True,
+    precision: str = "fp32",
+    fc_weights: str = "fp32",
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[SuiteRow]:
     """Measures one network after the other; a failure becomes a row and the rest goes on.
@@ -80,12 +86,15 @@ def run_suite(
         runs: interleaved samples; None for about ten seconds a network.
         baselines: see :func:`pwopt.compare`.
         accuracy: whether to run the labelled data, too.
+        precision: of the executables.
+        fc_weights: likewise.
         progress: called with a few words at the start of each step.
     """
     for model in models:
         progress(model.name)
         try:
-            yield _measure(model, threads, runs, baselines, accuracy)
+            formats = Precision(precision, fc_weights)
+            yield _measure(model, threads, runs, baselines, accuracy, formats)
         except Exception as error:  # the table must show the others
             text = " ".join(f"{type(error).__name__}: {error}".split())
             yield SuiteRow(model.name, failure=text)
@@ -102,12 +111,16 @@ def _measure(
     runs: int | None,
     baselines: Sequence[str],
     accuracy: bool,
+    formats: Precision,
 ) -> SuiteRow:
     original = model.build()
     start = time.perf_counter()
-    optimized = driver.optimize(original, verify=False)
+    # Reduced precision is checked, for what the check finds out about tolerances.
+    optimized = driver.optimize(original, verify=not formats.exact)
     optimize_s, start = time.perf_counter() - start, time.perf_counter()
-    program = driver.compile(optimized.graph, threads=threads)
+    program, optimized = driver.compile_optimized(
+        optimized, threads, formats.compute, formats.fc_weights
+    )
     compile_s = time.perf_counter() - start
     exported = optimized.graph.to_onnx().SerializeToString()
     table = compare(
@@ -130,6 +143,7 @@ def _measure(
         latency_ms={r.name: Latency(*r.latency_ms) for r in table.rows},
         ratio={r.name: Latency(*r.ratio) for r in table.rows[1:]},
         error={r.name: r.error for r in table.rows[1:]},
+        tolerance={r.name: r.tolerance for r in table.rows[1:]},
         accuracy=_accuracy(model, runners) if labelled else {},
         optimize_s=optimize_s,
         compile_s=compile_s,

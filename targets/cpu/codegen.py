@@ -12,7 +12,7 @@ allocation by :data:`SLACK_BYTES`. Stores never write past them (:meth:`Memory.s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +22,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
+from pwopt.targets.cpu import bfloat16
 from pwopt.targets.cpu.views import View as View
 
 SLACK_BYTES = 64
@@ -30,17 +31,23 @@ Expr = Any  # a TIR expression or a Python number
 
 
 class Memory:
-    """A pointer argument inside a kernel, addressed by element offset."""
+    """A pointer argument inside a kernel, addressed by element offset.
+
+    Elements of dtype bfloat16 are float32 to the kernel: widened by loads, rounded by stores.
+    """
 
     def __init__(self, buffer: Any, dtype: str) -> None:
         self.buffer, self.dtype = buffer, dtype
 
-    def load(self, offset: Expr, lanes: int = 1) -> Expr:
-        """``lanes`` consecutive elements as one vector (a scalar for one lane)."""
-        return self.buffer[offset if lanes == 1 else T.ramp(offset, 1, lanes)]
+    def load(self, offset: Expr, lanes: int = 1, stride: Expr = 1) -> Expr:
+        """``lanes`` elements ``stride`` apart as one vector (a scalar for one lane)."""
+        value = self.buffer[offset if lanes == 1 else T.ramp(offset, stride, lanes)]
+        return bfloat16.widen(value, lanes) if self.dtype == bfloat16.DTYPE else value
 
     def store(self, offset: Expr, value: Expr, lanes: int = 1, valid: int | None = None) -> None:
         """Stores a vector; with ``valid`` < ``lanes`` only its first ``valid`` elements."""
+        if self.dtype == bfloat16.DTYPE:
+            value = bfloat16.narrow(value, lanes)
         if lanes == 1:
             T.buffer_store(self.buffer, value, [offset])
         elif valid is None or valid >= lanes:
@@ -87,15 +94,20 @@ def kernel(pointers: Sequence[str], body: Callable[..., None]) -> tirx.PrimFunc:
     with IRBuilder() as builder:  # noqa: SIM117
         with T.prim_func(s_tir=True):
             T.func_name("kernel")
-            handles = [T.arg(f"p{i}", T.handle(dtype)) for i, dtype in enumerate(pointers)]
+            stored = [bfloat16.STORED.get(dtype, dtype) for dtype in pointers]
+            handles = [T.arg(f"p{i}", T.handle(dtype)) for i, dtype in enumerate(stored)]
             T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
             T.func_ret(tvm.ir.PrimType("int32"))  # a parallel loop returns an error code
             memories = [
-                Memory(T.decl_buffer((1 << 40,), dtype, data=handle), dtype)
-                for dtype, handle in zip(pointers, handles, strict=True)
+                Memory(T.decl_buffer((1 << 40,), bits, data=handle), dtype)
+                for dtype, bits, handle in zip(pointers, stored, handles, strict=True)
             ]
             memories[result] = memories[operand]
-            with T.attr("default", "device_id", 0), T.attr("default", "device_type", 1):
+            with ExitStack() as stack:
+                stack.enter_context(T.attr("default", "device_id", 0))
+                stack.enter_context(T.attr("default", "device_type", 1))
+                if stored != list(pointers):
+                    stack.enter_context(bfloat16.available())
                 body(*memories)
             T.Return(T.int32(0))
     return builder.get().without_attr("global_symbol")
@@ -157,6 +169,8 @@ def target(hardware: Hardware, threads: int = 1, effort: int = 3) -> tvm.target.
         "cl-opt": options,
         "opt-level": effort,
     }
+    if hardware.bf16:
+        fields["mattr"] = ["+avx512bf16"]
     if hardware.triple:
         fields["mtriple"] = hardware.triple
     return tvm.target.Target(fields)

@@ -7,6 +7,9 @@ from typing import Any
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import OpaqueType
+from pwopt.precision import Precision
+from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
+from pwopt.targets.cpu.bfloat16 import PAIR
 from pwopt.targets.cpu.fallback import TvmFallback
 from pwopt.targets.cpu.lowering import DTYPES, Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
@@ -16,6 +19,8 @@ from pwopt.targets.cpu.schedules import Schedules
 from pwopt.targets.executable import Executable, Manifest, Port, SegmentSpec
 from pwopt.targets.partition import Segment, partition, value_key
 
+_WEIGHTS = {"float32": "fp32", BFLOAT16: "bf16", PAIR: "bf16 products", "int8": "int8"}
+
 
 def compile_graph(
     graph: Graph,
@@ -24,6 +29,7 @@ def compile_graph(
     metadata: dict[str, Any] | None = None,
     schedules: Schedules | None = None,
     winograd: str = "auto",
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
 ) -> Executable:
     """Compiles a graph; nodes without a kernel run in ONNX Runtime inside the executable.
 
@@ -34,9 +40,11 @@ def compile_graph(
         metadata: stored in the executable.
         schedules: tuned ones.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
+        precision: number formats; float32 where the processor lacks bfloat16.
     """
+    hardware = precision.on(hardware)
     graph = _with_identities(graph)
-    lowered = _lower(graph, hardware, threads, schedules, winograd)
+    lowered = _lower(graph, hardware, threads, schedules, winograd, precision)
     segments, plans, reasons, from_tvm = lowered
     for plan in plans:
         assign_offsets(plan)
@@ -69,6 +77,7 @@ def compile_graph(
         segments=tuple(specs),
         threads=threads,
         lanes=hardware.lanes,
+        bf16=hardware.bf16,
         triple=hardware.triple,
         metadata={"target": "cpu", "mcpu": hardware.mcpu, **(metadata or {})},
         report=_report(plans, reasons, from_tvm),
@@ -82,6 +91,7 @@ def _lower(
     threads: int,
     schedules: Schedules | None,
     winograd: str,
+    precision: Precision,
 ) -> tuple[list[Segment], list[Plan], dict[Node, str], dict[Node, str]]:
     """Segments and the plans of the compiled ones; what cannot be lowered moves to the others.
 
@@ -95,7 +105,7 @@ def _lower(
         for segment in segments:
             if not segment.compiled:
                 continue
-            lowering = Lowering(segment.graph, hardware, threads, schedules, winograd)
+            lowering = Lowering(segment.graph, hardware, threads, schedules, winograd, precision)
             for node, reason in lowering.run(RULES, fallback).items():
                 rejected[segment.original[node]] = reason
             from_tvm.update((segment.original[n], r) for n, r in lowering.notes.items())
@@ -161,6 +171,7 @@ def _report(
                 "origin": list(s.origin),
                 "macs": s.macs,
                 "predicted_us": s.predicted_us,
+                "weights": _WEIGHTS.get(dict(s.keywords).get("weights", ""), ""),
             }
             for plan in plans
             for s in plan.steps

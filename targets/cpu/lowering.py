@@ -17,13 +17,16 @@ from pwopt.cost import node_macs
 from pwopt.cost_model import cost_model
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node, Value
+from pwopt.precision import Precision
+from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.kernels.copy import copy, fill_border
 from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
+from pwopt.targets.cpu.narrowing import narrow_values, takes_either
 from pwopt.targets.cpu.placement import Placement
 from pwopt.targets.cpu.plan import Buffer, Plan, Pointer, Step, Tensor, place
 from pwopt.targets.cpu.schedules import AnySchedule, Schedules
-from pwopt.targets.cpu.views import View, channels_last, image
+from pwopt.targets.cpu.views import View, channels_last, image, itemsize
 
 DTYPES = {  # element types that move through memory, and the dtype that TVM sees
     "float32": "float32",
@@ -41,8 +44,8 @@ DTYPES = {  # element types that move through memory, and the dtype that TVM see
     "bool": "uint8",
 }
 
-_LINE = 16  # float32 elements of a cache line
-_SKEWED_CHANNELS = 512
+_LINE = 64  # bytes
+_SKEWED = 2048
 
 FEW_CHANNELS = 4  # of a row-major input that convolutions read as it lies
 
@@ -60,6 +63,7 @@ class Lowering:
     Attributes:
         schedules: that kernels get.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
+        precision: number formats.
         plan: the steps so far.
         notes: of the nodes that the fallback was asked to lower, why no rule did.
     """
@@ -71,13 +75,16 @@ class Lowering:
         threads: int = 1,
         schedules: Schedules | None = None,
         winograd: str = "auto",
+        precision: Precision = Precision(),  # noqa: B008 - it is immutable
     ) -> None:
-        self.graph, self.hardware, self.threads = graph, hardware, threads
-        self.schedules = schedules or Schedules()
+        self.graph, self.hardware, self.threads = graph, precision.on(hardware), threads
+        self.schedules, self.precision = schedules or Schedules(), precision
         self.winograd = winograd
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
         self.placement = Placement(graph)
+        self._narrow = narrow_values(graph) if self.hardware.bf16 else frozenset[Value]()
+        self._takes_either = True
         self._tensors: dict[Value, Tensor] = {}
         self._copies: dict[tuple[Any, ...], Tensor] = {}
         self._constants: dict[Any, Buffer] = {}
@@ -108,15 +115,16 @@ class Lowering:
             if node.is_input or node.is_constant:
                 continue
             rule = rules.get((node.domain, node.op))
-            self._node = node
+            self._node, self._takes_either = node, takes_either(node)
             reason = self._attempt(rule, node, f"no kernel for {node.op}")
             if reason and fallback is not None:
-                self.notes[node] = reason
+                self.notes[node], self._takes_either = reason, False
                 refused = self._attempt(fallback, node)
                 reason = refused and f"{reason}; {refused}"
             if reason:
                 rejected[node] = reason
                 self._stand_in(node)
+        self._takes_either = True
         if not rejected:
             self._write_outputs()
         return rejected
@@ -130,7 +138,7 @@ class Lowering:
             rule(self, node)
             self._predict(node, self.plan.steps[steps:])
             if node.out in self.placement.bordered:  # after the kernel that filled the inside
-                self._emit_border(self._tensors[node.out], self.placement.border(node.out))
+                self.zero_border(self._tensors[node.out], self.placement.border(node.out))
         except Unsupported as reason:
             del self.plan.steps[steps:]
             for key in list(self._copies)[copies:]:  # of steps that are gone
@@ -173,13 +181,20 @@ class Lowering:
         return array
 
     def tensor(self, value: Value) -> Tensor:
-        """Where a value lies; constants are laid down on first use."""
+        """Where a value lies; constants are laid down on first use.
+
+        bfloat16 is widened for nodes whose kernels want float32.
+        """
         if value not in self._tensors:
             array = self.array(value)
             if array is None:
                 raise Unsupported(f"{value.label} has not been lowered")
             self._tensors[value] = self.constant(array, key=value)
-        return self._tensors[value]
+        tensor = self._tensors[value]
+        if tensor.view.dtype != BFLOAT16 or self._takes_either:
+            return tensor
+        wide = View.dense(tensor.view.shape, "float32", tensor.view.order)
+        return self.shared_copy((value, "widened"), lambda: self.copied(tensor, wide))
 
     def ordered(self, value: Value, order: Sequence[int], *, unit: bool = False) -> Tensor:
         """A value in the given axis order (outermost first), copied if it lies otherwise.
@@ -195,22 +210,15 @@ class Lowering:
         steps = (1,) if unit else (0, 1)
         if tensor.view.order == wanted.order and tensor.view.innermost_stride in steps:
             return tensor
-        key = (value, tuple(order))
-        if key not in self._copies:
-            self._copies[key] = self.copied(tensor, wanted)
-        return self._copies[key]
+        return self.shared_copy((value, tuple(order)), lambda: self.copied(tensor, wanted))
 
     def dense(self, value: Value) -> Tensor:
         """A value in row-major order without gaps, copied if need be."""
         tensor = self.tensor(value)
         if tensor.view.is_row_major:
             return tensor
-        key = (value, "dense")
-        if key not in self._copies:
-            self._copies[key] = self.copied(
-                tensor, View.dense(tensor.view.shape, tensor.view.dtype)
-            )
-        return self._copies[key]
+        dense = View.dense(tensor.view.shape, tensor.view.dtype)
+        return self.shared_copy((value, "dense"), lambda: self.copied(tensor, dense))
 
     def channels_last(self, value: Value) -> Tensor:
         """An image value with unit channel stride (or a single channel), copied if need be."""
@@ -234,9 +242,10 @@ class Lowering:
             rank = len(tensor.view.shape)
             keep = few and tensor.view.is_row_major
             order = tuple(range(rank)) if keep else channels_last(rank)
-            target = self._bordered(tensor.view.shape, border, order, f"{value.label} padded")
+            label, dtype = f"{value.label} padded", tensor.view.dtype
+            target = self.bordered(tensor.view.shape, border, order, label, dtype)
             self.copy_into(tensor, target)
-            self._emit_border(target, border)
+            self.zero_border(target, border)
             self._copies[key] = target
         return self._copies[key]
 
@@ -244,11 +253,11 @@ class Lowering:
 
     def result(self, value: Value, order: Sequence[int] | None = None) -> Tensor:
         """Memory for a node's result; ``order`` as of :meth:`ordered`, default channels last."""
-        shape = static_shape(value)
+        shape, dtype = static_shape(value), self._stored_dtype(value)
         if order is None:
             order = channels_last(len(shape))
         slot = self.placement.slice_of(value)
-        if slot is not None:
+        if slot is not None and (self._takes_either or slot.value not in self._narrow):
             whole = self.result_of_concat(slot.value)
             tensor = whole.with_view(whole.view.slice(1, slot.start, shape[1]))
         elif (index := self.placement.output_of(value)) is not None and View.dense(
@@ -257,12 +266,13 @@ class Lowering:
             _, buffer, view = self.plan.outputs[index]
             tensor = Tensor(buffer, view)
         elif any(border := self.placement.border(value)):
-            tensor = self._bordered(shape, border, tuple(order), value.label)
+            tensor = self.bordered(shape, border, tuple(order), value.label, dtype)
             self.placement.bordered.add(value)
         elif self.placement.takes_strides(value):
-            tensor = self._bordered(shape, (0,) * (2 * len(shape) - 4), tuple(order), value.label)
+            none = (0,) * (2 * len(shape) - 4)
+            tensor = self.bordered(shape, none, tuple(order), value.label, dtype)
         else:
-            view = View.dense(shape, element_type(value), order)
+            view = View.dense(shape, dtype, order)
             tensor = Tensor(self.workspace(view, value.label), view)
         self._tensors[value] = tensor
         return tensor
@@ -282,6 +292,12 @@ class Lowering:
         target = Tensor(self.workspace(view, f"{tensor.buffer.label} copied"), view)
         self.copy_into(tensor, target)
         return target
+
+    def shared_copy(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """A copy that ``make`` makes unless one of the same key is there."""
+        if key not in self._copies:
+            self._copies[key] = make()
+        return self._copies[key]
 
     def workspace(self, view: View, label: str = "") -> Buffer:
         """A new buffer for a dense view."""
@@ -364,16 +380,26 @@ class Lowering:
         view = dense_view(value)
         return Buffer(kind, view.elements * view.itemsize, value.label, index=index)
 
-    def _bordered(
-        self, shape: Sequence[int], border: tuple[int, ...], order: Sequence[int], label: str
+    def _stored_dtype(self, value: Value) -> str:
+        """The dtype in memory of what the present node computes."""
+        return BFLOAT16 if self._takes_either and value in self._narrow else element_type(value)
+
+    def bordered(
+        self,
+        shape: Sequence[int],
+        border: tuple[int, ...],
+        order: Sequence[int],
+        label: str,
+        dtype: str = "float32",
     ) -> Tensor:
+        """New memory for an image with room for a border (per spatial axis: before, after)."""
         spatial = range(2, len(shape))
         outer = list(shape)
         for i, axis in enumerate(spatial):
             outer[axis] += border[2 * i] + border[2 * i + 1]
         if order[-1] == 1:
-            outer[1] = _skewed(outer)
-        view = View.dense(outer, "float32", order)
+            outer[1] = _skewed(outer, itemsize(dtype))
+        view = View.dense(outer, dtype, order)
         buffer = self.workspace(view, label)
         view = view.slice(1, 0, shape[1])
         for i, axis in enumerate(spatial):
@@ -387,7 +413,7 @@ class Lowering:
         (sp, sv), (tp, tv) = place(source), place(target)
         self.emit(copy, (sv, tv, self.hardware, self.threads), (sp, tp))
 
-    def _emit_border(self, target: Tensor, border: tuple[int, ...]) -> None:
+    def zero_border(self, target: Tensor, border: tuple[int, ...]) -> None:
         pairs = border if len(border) == 4 else (0, 0, *border)
         top, bottom, left, right = pairs
         pointer, view = place(target.with_view(image(target.view)))
@@ -413,14 +439,15 @@ class Lowering:
             self._tensors[value] = Tensor(self.workspace(view), view)
 
 
-def _skewed(shape: Sequence[int]) -> int:
+def _skewed(shape: Sequence[int], item: int) -> int:
     """Channels to lay down per pixel of a channels-last image.
 
     Pixels a multiple of 2 KB apart fall into two sets of L1. A line between them is worth 8-25 % to
     the convolutions that read them (2048->512 @7x7, 3x3 of 512 channels with stride 2).
     """
     channels, pixels = shape[1], math.prod(shape[2:])
-    return channels + _LINE if pixels > 1 and channels % _SKEWED_CHANNELS == 0 else channels
+    collide = pixels > 1 and channels * item % _SKEWED == 0
+    return channels + _LINE // item if collide else channels
 
 
 def memory_dtype(name: str) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
-from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, kernel, let, loop
+from pwopt.targets.cpu import bfloat16
+from pwopt.targets.cpu.bfloat16 import PAIR
+from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let, loop
 from pwopt.targets.cpu.kernels.emit import emit
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
 from pwopt.targets.cpu.kernels.microkernel import (
@@ -27,16 +30,24 @@ from pwopt.targets.cpu.kernels.tiling import Tile
 
 
 def pack_conv(
-    weight: np.ndarray, bias: np.ndarray | None, groups: int, tile: Tile, lanes: int
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    groups: int,
+    tile: Tile,
+    lanes: int,
+    dtype: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (OC, IC/G, KH, KW) and bias (OC) as :func:`conv` walks them, both flat.
 
     Weights become [G][panel][KH][KW][IC/G][NR]; channels are padded with zeros to whole vectors.
+    As ``dtype`` they are float32, bfloat16, pairs of bfloat16 (neighbouring input channels, with
+    zero beside a last odd one), or int8. The bias is float32; behind it come the scales of int8.
     """
+    weight, scale = _FORMATS[dtype](weight)
     out_channels, in_channels, height, width = weight.shape
     per_group = out_channels // groups
     vectors = -(-per_group // lanes)
-    padded = np.zeros((groups, vectors * lanes, in_channels, height, width), np.float32)
+    padded = np.zeros((groups, vectors * lanes, in_channels, height, width), weight.dtype)
     padded[:, :per_group] = weight.reshape(groups, per_group, in_channels, height, width)
     walked = padded.transpose(0, 3, 4, 2, 1)  # G, KH, KW, IC, OC
     panels = [
@@ -44,10 +55,33 @@ def pack_conv(
         for span in balanced(vectors, tile.nrv)
         for first in range(span.start, span.end, span.size)
     ]
-    packed_bias = np.zeros((groups, vectors * lanes), np.float32)
-    if bias is not None:
-        packed_bias[:, :per_group] = bias.reshape(groups, per_group)
-    return np.concatenate(panels, axis=1).reshape(-1), packed_bias.reshape(-1)
+    rows = [bias, scale] if scale is not None else [bias]
+    per_channel = np.zeros((len(rows), groups, vectors * lanes), np.float32)
+    for row, values in zip(per_channel, rows, strict=True):
+        if values is not None:
+            row[:, :per_group] = values.reshape(groups, per_group)
+    return np.concatenate(panels, axis=1).reshape(-1), per_channel.reshape(-1)
+
+
+def _paired(weight: np.ndarray) -> np.ndarray:
+    odd = weight.shape[1] % 2
+    even = np.pad(weight, ((0, 0), (0, odd), (0, 0), (0, 0)))
+    return bfloat16.paired(even.swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def _quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 weights, and the scale of each output channel."""
+    scale = np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127)
+    scale[scale == 0] = 1
+    return np.rint(weight / scale[:, None, None, None]).astype(np.int8), scale
+
+
+_FORMATS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]] = {
+    "float32": lambda w: (w.astype(np.float32, copy=False), None),
+    bfloat16.DTYPE: lambda w: (bfloat16.rounded(w), None),
+    bfloat16.PAIR: lambda w: (_paired(w), None),
+    "int8": _quantized,
+}
 
 
 class _Conv:
@@ -113,7 +147,9 @@ class _Conv:
         ]
         channel = let((group * self.geometry.vectors + vector) * lanes)
         start = [let(bias.load(channel + v * lanes, lanes)) for v in range(panel.size)]
-        registers = [[Register(lanes, value) for value in start] for _ in offsets]
+        scales = self._scales(weights, bias, channel, panel)
+        zero = broadcast(0.0, lanes)
+        registers = [[Register(lanes, zero if scales else b) for b in start] for _ in offsets]
         turn = let(row * blocks_of(self.pixels.spans) + pixel // span.size)
         operands = self._operands(x, weights, panel, channel, offsets, turn)
         accumulate(registers, operands, self.geometry.reduction, bases[0], lanes)
@@ -121,9 +157,18 @@ class _Conv:
         for offset, registers_row in zip(offsets, registers, strict=True):
             for v, register in enumerate(registers_row):
                 places = [base + o + v * lanes for base, o in zip(bases, offset, strict=True)]
-                value = self._epilogue(register.get(), extras, places[2:], v)
+                total = register.get() * scales[v] + start[v] if scales else register.get()
+                value = self._epilogue(total, extras, places[2:], v)
                 valid = partial if partial and v == panel.size - 1 else None
                 y.store(places[1], value, lanes, valid)
+
+    def _scales(self, weights: Memory, bias: Memory, channel: Expr, panel: Span) -> list[Expr]:
+        """Of a panel's weights, if they are integers: they lie behind the bias."""
+        if weights.dtype != "int8":
+            return []
+        behind = self.geometry.groups * self.geometry.vectors * self.lanes
+        at = channel + behind
+        return [let(bias.load(at + v * self.lanes, self.lanes)) for v in range(panel.size)]
 
     def _operands(
         self,
@@ -140,7 +185,8 @@ class _Conv:
         pixels = tuple(offset[0] for offset in offsets)
 
         def column(step: Expr, v: int) -> Expr:
-            return weights.load(base + step * width + v * lanes, lanes)
+            vector = weights.load(base + step * width + v * lanes, lanes)
+            return T.cast(vector, f"float32x{lanes}") if weights.dtype == "int8" else vector
 
         def prefetch(step: Expr) -> None:
             for v in range(panel.size):
@@ -175,6 +221,7 @@ class _Conv:
             column,
             prefetch if self.tile.prefetch else None,
             line if self.tile.stream else None,
+            pairs=x.dtype == PAIR,
         )
 
     def _epilogue(
@@ -219,6 +266,8 @@ def conv(
     hardware: Hardware,
     tile: Tile,
     threads: int = 1,
+    *,
+    weights: str = "float32",
 ) -> tirx.PrimFunc:
     """A convolution kernel with pointers x, weights, bias, *extras, y.
 
@@ -226,7 +275,7 @@ def conv(
     window reads outside of ``x`` must be memory that holds zeros.
 
     Args:
-        x: input (N, H, W, C), any strides.
+        x: input (N, H, W, C), any strides; C counts pairs where the elements are pairs of bfloat16.
         y: output (N, OH, OW, OC) with channel stride 1.
         window: kernel size, strides, dilations, padding.
         groups: number of channel groups.
@@ -236,10 +285,11 @@ def conv(
         hardware: the processor.
         tile: register tile and loop order.
         threads: split the tiles among this many threads.
+        weights: their dtype: float32, bfloat16 or int8, which are widened, or pairs like ``x``.
     """
     if y.strides[3] != 1 or any(e.strides[3] not in (0, 1) for e in extras):
         raise ValueError(f"channels must be contiguous in the output {y} and extras {extras}")
     geometry = Geometry(x, y, extras, window, groups, hardware.lanes)
     emitter = _Conv(geometry, program, hardware, tile)
-    dtypes = [x.dtype, "float32", "float32", *(view.dtype for view in extras), y.dtype]
+    dtypes = [x.dtype, weights, "float32", *(view.dtype for view in extras), y.dtype]
     return kernel(dtypes, lambda *memories: emitter.emit(memories, threads))

@@ -9,30 +9,34 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
+from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.codegen import Expr, Memory, View, kernel, let, loop
 from pwopt.targets.cpu.kernels import loops
 
-_ITEM_BYTES = {"bool": 1, "bfloat16": 2}
+_ITEM_BYTES = {"bool": 1, BFLOAT16: 4}  # in registers, where bfloat16 is float32
 _INTERLEAVE_ROWS = 8  # above, whole square transpositions take fewer shuffles
 
 
 def copy(x: View, y: View, hardware: Hardware, threads: int = 1) -> tirx.PrimFunc:
     """``y = x`` for views of one shape; a stride of 0 in ``x`` repeats elements.
 
-    Elements of 1, 2, 4 or 8 bytes move as bit patterns. Runs with unit strides on both sides move
-    as vectors; a transposition of 4-byte elements goes through registers.
+    Elements of 1, 2, 4 or 8 bytes move as bit patterns, but those of bfloat16 views as float32, to
+    and from which a copy converts. Runs with unit strides on both sides move as vectors; a
+    transposition of 4-byte elements goes through registers.
 
     Returns:
         A function over x's pointer, then y's.
     """
-    dtype = _carrier(x.dtype)
-    if dtype != _carrier(y.dtype):
+    dtypes = [_carrier(x.dtype), _carrier(y.dtype)]
+    if dtypes[0] != dtypes[1]:
         raise ValueError(f"a copy does not convert {x.dtype} to {y.dtype}")
+    if BFLOAT16 in (x.dtype, y.dtype):
+        dtypes = [x.dtype, y.dtype]
 
     def body(source: Memory, destination: Memory) -> None:
         copy_body(x, y, source, destination, hardware, threads)
 
-    return kernel([dtype, dtype], body)
+    return kernel(dtypes, body)
 
 
 def fill(y: View, value: float, hardware: Hardware, threads: int = 1) -> tirx.PrimFunc:
@@ -86,7 +90,8 @@ def _carrier(dtype: str) -> str:
 
 def fill_body(y: View, value: float, memory: Memory, hardware: Hardware, threads: int) -> None:
     """The statements of :func:`fill`."""
-    constant = getattr(T, y.dtype)(value if "float" in y.dtype else int(value))
+    dtype = "float32" if y.dtype == BFLOAT16 else y.dtype
+    constant = getattr(T, dtype)(value if "float" in dtype else int(value))
     lanes = hardware.lanes * 4 // _item_bytes(y.dtype)
     extents, (strides,) = loops.collapse([y])
     if 0 in extents:

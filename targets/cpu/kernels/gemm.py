@@ -43,10 +43,10 @@ def gemm_geometry(x: View, y: View, extras: tuple[View, ...], lanes: int) -> Geo
 
 
 def pack_gemm(
-    weight: np.ndarray, bias: np.ndarray | None, tile: Tile, lanes: int
+    weight: np.ndarray, bias: np.ndarray | None, tile: Tile, lanes: int, dtype: str = "float32"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (K, N) and bias (N) as :func:`gemm` walks them, both flat."""
-    return pack_conv(weight.T[:, :, None, None], bias, 1, tile, lanes)
+    """Weights (K, N) and bias (N) as :func:`gemm` walks them, as :func:`pack_conv` has them."""
+    return pack_conv(weight.T[:, :, None, None], bias, 1, tile, lanes, dtype)
 
 
 def gemm(
@@ -57,6 +57,8 @@ def gemm(
     hardware: Hardware,
     tile: Tile,
     threads: int = 1,
+    *,
+    weights: str = "float32",
 ) -> tirx.PrimFunc:
     """Y (M, N) = X (M, K) @ W + bias with an epilogue; pointers x, weights, bias, *extras, y.
 
@@ -64,7 +66,8 @@ def gemm(
     in :func:`~pwopt.targets.cpu.kernels.conv.conv` with M for the pixels.
     """
     images = tuple(_as_image(e) for e in extras)
-    return conv(_as_image(x), _as_image(y), Window(), 1, program, images, hardware, tile, threads)
+    operands = (_as_image(x), _as_image(y), Window(), 1, program, images)
+    return conv(*operands, hardware, tile, threads, weights=weights)
 
 
 def matmul_geometry(a: View, b: View, y: View, extras: tuple[View, ...], lanes: int) -> Geometry:

@@ -26,7 +26,7 @@ def map_kernel(
     hardware: Hardware,
     threads: int = 1,
 ) -> tirx.PrimFunc:
-    """``y = program(arguments)`` element by element, float32.
+    """``y = program(arguments)`` element by element in float32.
 
     Args:
         program: what to compute; its arity is the number of arguments.
@@ -44,7 +44,7 @@ def map_kernel(
         if 0 not in plan.extents:
             _walk(program, plan, memories, hardware, threads_for(math.prod(y.shape), threads))
 
-    return kernel(["float32"] * (len(arguments) + 1), body)
+    return kernel([view.dtype for view in (*arguments, y)], body)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _walk(
                 elif steps[i] in (0, 1) or width == 1:
                     values.append(memory.load(base + at * steps[i], width))
                 else:
-                    values.append(memory.buffer[T.ramp(base + at * steps[i], steps[i], width)])
+                    values.append(memory.load(base + at * steps[i], width, steps[i]))
             memories[-1].store(
                 bases[-1] + at * steps[-1], emit(program, values, width, hardware), width, valid
             )

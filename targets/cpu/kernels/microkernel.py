@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from pwopt.targets.cpu import bfloat16
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, broadcast, let, loop
 
 # Reductions this short are unrolled, and a few rounds of a very short one: a loop would cost more.
@@ -123,6 +124,7 @@ class Operands:
         weights: gives the vector of column ``v`` at a step of the reduction.
         prefetch: called with each step, may emit prefetches.
         prefetch_line: called with x offset and step where a cache line of the pixels begins.
+        pairs: elements of both are pairs of bfloat16; a step adds the products of two channels.
     """
 
     x: Memory
@@ -130,6 +132,7 @@ class Operands:
     weights: Callable[[Expr, int], Expr]
     prefetch: Callable[[Expr], None] | None = None
     prefetch_line: Callable[[Expr, Expr], None] | None = None
+    pairs: bool = False
 
 
 Accumulators = list[list[Register]]
@@ -220,4 +223,8 @@ def _step(into: Accumulators, operands: Operands, x: Expr, step: Expr, lanes: in
     for row, pixel in zip(into, operands.pixels, strict=True):
         factor = let(operands.x.load(x + pixel))
         for register, column in zip(row, columns, strict=True):
-            register.set(register.get() + broadcast(factor, lanes) * column)
+            if operands.pairs:
+                total = bfloat16.dot(register.get(), T.broadcast(factor, lanes), column, lanes)
+            else:
+                total = register.get() + broadcast(factor, lanes) * column
+            register.set(total)

@@ -89,7 +89,7 @@ def local_response(
                 with loop(len(inside)) as i:
                     vector(index, base, i * lanes + inside[0], None)
 
-    return kernel(["float32", "float32"], body)
+    return kernel([x.dtype, y.dtype], body)
 
 
 def _inverse_power(x: Expr, beta: float, lanes: int) -> Expr:

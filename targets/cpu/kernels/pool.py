@@ -79,7 +79,7 @@ def pool(
     program: Program | None = None,
     extras: Sequence[View] = (),
 ) -> tirx.PrimFunc:
-    """Pooling of an (N, H, W, C) tensor, float32.
+    """Pooling of an (N, H, W, C) tensor, computed in float32.
 
     Args:
         kind: "max", "average" or "l2".
@@ -105,7 +105,7 @@ def pool(
         if 0 not in y.shape:
             job.emit(source, threads_for(math.prod(y.shape), threads))
 
-    return kernel(["float32"] * (2 + len(extras)), body)
+    return kernel([view.dtype for view in (x, *extras, y)], body)
 
 
 class _Writer:

@@ -97,7 +97,7 @@ def reduce(
         if 0 not in y.shape:
             job.emit(source, others, threads_for(math.prod(x.shape), threads))
 
-    return kernel(["float32"] * (2 + len(extras)), body)
+    return kernel([view.dtype for view in (x, *extras, y)], body)
 
 
 class _Reduce:

@@ -189,7 +189,7 @@ def resize(mode: str, x: View, y: View, hardware: Hardware, threads: int = 1) ->
             with loop(width) as column:
                 pixel([i, row, column], rows)
 
-    return kernel(["float32", "int32", "float32", "float32"], body)
+    return kernel([x.dtype, "int32", "float32", y.dtype], body)
 
 
 def upsample(

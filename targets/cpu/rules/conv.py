@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,13 @@ from pwopt.targets.cpu.lowering import (
     static_shape,
 )
 from pwopt.targets.cpu.plan import Buffer, Pointer, Tensor, place
-from pwopt.targets.cpu.rules.weights import bias_and_extras, packed_weights
+from pwopt.targets.cpu.rules import bf16
+from pwopt.targets.cpu.rules.weights import (
+    bias_and_extras,
+    kernel_kind,
+    packed_weights,
+    weight_dtype,
+)
 from pwopt.targets.cpu.views import channels_last, image
 
 
@@ -61,7 +68,7 @@ def convolution(lowering: Lowering, node: Node) -> None:
     if pads is None or any(p < 0 for p in pads):
         raise Unsupported("its padding is not known or negative")
     border = tuple(p for i in range(spatial) for p in (pads[i], pads[spatial + i]))
-    tensor = _input(lowering, x, border)
+    tensor = _input(lowering, node, border)
     if spatial == 1:
         weight = weight[:, :, None, :]
         strides, dilations, pads = (1, *strides), (1, *dilations), (0, *pads)
@@ -82,7 +89,7 @@ def pointwise(lowering: Lowering, node: Node) -> None:
     weight = lowering.constant_array(node, 1, "weight")[:, :, None, None]
     spatial = len(static_shape(x)) - 2
     strides = tuple(node.get("strides", (1,) * spatial))
-    tensor = lowering.channels_last(x)
+    tensor = _input(lowering, node, ())
     if spatial == 3:
         if strides != (1, 1, 1):
             raise Unsupported("a strided three-dimensional convolution")
@@ -140,6 +147,7 @@ def _emit(
         writes=range(len(pointers) - 1 - len(call.space), len(pointers)),
         in_place=in_place,
         variant=call.variant,
+        **call.keywords,
     )
 
 
@@ -152,6 +160,7 @@ class _Call:
     weights: tuple[Pointer, Pointer]
     space: tuple[Pointer, ...] = ()
     variant: str = ""
+    keywords: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,8 @@ class _Layer:
         """Any convolution, directly or by Winograd's algorithm."""
         g, hardware, lowering = self.geometry, self.hardware, self.lowering
         sides = {"off": (), "f2": (2,), "auto": (2, 4)}[lowering.winograd]
-        sides = sides if transforms_safely(self.arrays[0]) else ()
+        stored = weight_dtype(lowering, g.x, math.prod(g.y.shape[:3]))
+        sides = sides if stored == "float32" and transforms_safely(self.arrays[0]) else ()
         streamed = cost_model(hardware).weight_level(lowering.graph) == "dram"
 
         def rule() -> Tile | WinogradTile:
@@ -189,17 +199,19 @@ class _Layer:
             yield from winograd_candidates(g, sides, hardware, lowering.threads)
             yield from candidates(g, hardware)
 
-        tile = lowering.schedule(f"conv {g}", rule, tiles)
-        return self._winograd(tile) if isinstance(tile, WinogradTile) else self._direct(tile)
+        tile = lowering.schedule(f"{kernel_kind('conv', stored)} {g}", rule, tiles)
+        if isinstance(tile, WinogradTile):
+            return self._winograd(tile)
+        return self._direct(tile, stored)
 
-    def _direct(self, tile: Tile) -> _Call:
+    def _direct(self, tile: Tile, stored: str) -> _Call:
         g = self.geometry
         weights = packed_weights(
             self.lowering,
-            (conv, *self.key, g.groups, tile.nrv, g.lanes),
-            lambda: pack_conv(*self.arrays, g.groups, tile, g.lanes),
+            (conv, *self.key, g.groups, tile.nrv, g.lanes, stored),
+            lambda: pack_conv(*self.arrays, g.groups, tile, g.lanes, stored),
         )
-        return _Call(conv, self._arguments(tile), weights)
+        return _Call(conv, self._arguments(tile), weights, keywords={"weights": stored})
 
     def _winograd(self, tile: WinogradTile) -> _Call:
         lowering, g = self.lowering, self.geometry
@@ -219,8 +231,12 @@ class _Layer:
         return (*views, self.hardware, tile, self.lowering.threads)
 
 
-def _input(lowering: Lowering, x: Value, border: tuple[int, ...]) -> Tensor:
-    """The input with its border; a photo's few channels stay as they lie."""
+def _input(lowering: Lowering, node: Node, border: tuple[int, ...]) -> Tensor:
+    """The input with its border, as pairs for bfloat16; a photo's few channels stay as they lie."""
+    x = lowering.required(node, 0)
+    groups, (batch, _, *sizes) = node.get("group", 1), static_shape(node.out)
+    if bf16.pays(lowering, static_shape(x)[1], batch * math.prod(sizes), groups):
+        return bf16.pairs(lowering, x, border, groups)
     if any(border):
         return lowering.with_border(x, border)
     tensor = lowering.tensor(x)

@@ -18,7 +18,13 @@ from pwopt.targets.cpu.lowering import (
     static_shape,
 )
 from pwopt.targets.cpu.plan import Tensor, place
-from pwopt.targets.cpu.rules.weights import bias_and_extras, packed_weights
+from pwopt.targets.cpu.rules import bf16
+from pwopt.targets.cpu.rules.weights import (
+    bias_and_extras,
+    kernel_kind,
+    packed_weights,
+    weight_dtype,
+)
 
 
 def linear(lowering: Lowering, node: Node) -> None:
@@ -80,6 +86,8 @@ def _constant_product(
     shape = static_shape(node.out)
     flat = (math.prod(shape[:-1]), shape[-1])
     tensor = _as_rows(lowering, x, (flat[0], weight.shape[0]))
+    if bf16.pays(lowering, weight.shape[0], flat[0]):
+        tensor = bf16.row_pairs(lowering, tensor)
     result = lowering.result(node.out, tuple(range(len(shape))))
     if not result.view.elements:
         return
@@ -90,16 +98,19 @@ def _constant_product(
     if rows is None:
         raise Unsupported("the layout of its result")
     views, hardware = tuple(v for _, v in placed), lowering.hardware.for_channels(flat[1])
-    tile = lowering.tile("gemm", gemm_geometry(xv, rows, views, hardware.lanes), hardware)
+    stored = weight_dtype(lowering, xv, flat[0])
+    geometry = gemm_geometry(xv, rows, views, hardware.lanes)
+    tile = lowering.tile(kernel_kind("gemm", stored), geometry, hardware)
     w, b = packed_weights(
         lowering,
         (gemm, node.out),
-        lambda: pack_gemm(weight, bias, tile, hardware.lanes),
+        lambda: pack_gemm(weight, bias, tile, hardware.lanes, stored),
     )
     lowering.emit(
         gemm,
         (xv, rows, program, views, hardware, tile, lowering.threads),
         (xp, w, b, *(p for p, _ in placed), yp),
+        weights=stored,
     )
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from pwopt.ir.graph import Node, Value
+from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
+from pwopt.targets.cpu.bfloat16 import PAIR
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.plan import Pointer
+from pwopt.targets.cpu.views import View
 
 
 def bias_and_extras(lowering: Lowering, node: Node) -> tuple[Value | None, list[Value]]:
@@ -17,6 +20,22 @@ def bias_and_extras(lowering: Lowering, node: Node) -> tuple[Value | None, list[
     operands = lowering.operands(node)
     bias = operands[2] if len(operands) > 2 else None
     return bias, [v for v in operands[3:] if v is not None]
+
+
+def weight_dtype(lowering: Lowering, x: View, pixels: int) -> str:
+    """How the weights of a product with ``x`` are stored.
+
+    The weights of a single pixel (row) are read once for one multiply-add each, so that their size
+    is what counts.
+    """
+    if x.dtype == PAIR or pixels > 1:
+        return PAIR if x.dtype == PAIR else "float32"
+    return {"fp32": "float32", "bf16": BFLOAT16, "int8": "int8"}[lowering.precision.fc_weights]
+
+
+def kernel_kind(kind: str, stored: str) -> str:
+    """What a tuned schedule belongs to, beside the geometry, which tells pairs from float32."""
+    return kind if stored in ("float32", PAIR) else f"{kind} of {stored}"
 
 
 def packed_weights(
