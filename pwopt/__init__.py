@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         NumericsError,
         PassError,
         PwoptError,
+        TuningError,
         UsageError,
         VerificationError,
     )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pwopt.pipeline import Applied, Context, Missed, Pass, Rewrite
     from pwopt.report import Report
     from pwopt.targets.executable import Executable, load_executable
+    from pwopt.tuning import tune
 
 __all__ = [
     "Applied",
@@ -54,6 +56,7 @@ __all__ = [
     "PwoptError",
     "Report",
     "Rewrite",
+    "TuningError",
     "UsageError",
     "VerificationError",
     "__version__",
@@ -64,6 +67,7 @@ __all__ = [
     "optimize",
     "register_pass",
     "save",
+    "tune",
 ]
 
 __version__ = "0.1.0"
@@ -84,6 +88,7 @@ _MODULES = {
     "optimize": "driver",
     "register_pass": "passes",
     "save": "frontend",
+    "tune": "tuning",
     **dict.fromkeys(("Applied", "Context", "Missed", "Pass", "Rewrite"), "pipeline"),
     **dict.fromkeys(_ERRORS, "errors"),
 }

@@ -1,4 +1,4 @@
-"""The command line: ``pwopt optimize | compare | passes | inspect``.
+"""The command line: ``pwopt optimize | compare | tune | passes | inspect``.
 
 Data goes to stdout, progress and logs to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 interrupted.
@@ -47,6 +47,10 @@ ShapeOption = Annotated[
 LoadOption = Annotated[
     list[Path] | None,
     typer.Option("--load", metavar="FILE.py", help="Passes of your own; see docs/passes.md."),
+]
+DatabaseOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Tuning database; default: PWOPT_DATABASE, or your cache."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
@@ -185,6 +189,48 @@ def compare(
         _print_json(table.to_json())
     else:
         _console().print(table.render())
+
+
+@app.command()
+def tune(
+    model: ModelArgument,
+    seconds: Annotated[float, typer.Option(help="Time to spend.")] = 60.0,
+    threads: ThreadsOption = 1,
+    database: DatabaseOption = None,
+    input_shape: ShapeOption = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="TVM's RPC tracker: measure on its machines."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the machines at the tracker.")
+    ] = None,
+    mcpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Processor of those machines.")
+    ] = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Measures schedules of MODEL's kernels; `optimize` takes the fastest from then on."""
+    from pwopt import hardware, report, tuning
+
+    if (tracker is None) != (key is None) or (mcpu and not tracker):
+        raise UsageError("--tracker and --key go together, and --mcpu needs both")
+    machine = hardware.named(mcpu) if mcpu else hardware.host()
+    with _Progress(quiet) as progress:
+        found = tuning.tune(
+            model,
+            seconds,
+            threads,
+            database=database,
+            fleet=tuning.Fleet(tracker, key, machine) if tracker and key else None,
+            input_shapes=parse_shapes(input_shape),
+            progress=progress,
+        )
+    if json_:
+        _print_json(report.plain_json(found))
+    else:
+        _console().print(str(found))
 
 
 @app.command()

@@ -149,6 +149,7 @@ def compile(
     winograd: str = "auto",
     precision: str = "fp32",
     fc_weights: str = "fp32",
+    database: Path | None = None,
 ) -> Executable:
     """Compiles a model, usually an optimized graph, to machine code.
 
@@ -163,10 +164,13 @@ def compile(
             Winograd's algorithm in tiles of 2x2 outputs, "auto" in those or 4x4.
         precision: "fp32", or "bf16" for convolutions and products of bfloat16 operands.
         fc_weights: "fp32", "bf16" or "int8": see :class:`pwopt.precision.Precision`.
+        database: of tuned schedules: see :func:`pwopt.tune`; ``PWOPT_DATABASE`` or one in the
+            user's cache folder if left out.
 
     Raises:
         UsageError: an unknown target or option, or a number of threads that is not positive.
         CodegenError: the graph cannot be compiled.
+        TuningError: the database cannot be read.
     """
     formats = Precision(precision, fc_weights)
     check_target(target)
@@ -184,7 +188,14 @@ def compile(
     facts["precision"] = str(formats)
     machine = hardware or _host()
     return compile_graph(
-        graph, target, machine, threads, metadata=facts, winograd=winograd, precision=formats
+        graph,
+        target,
+        machine,
+        threads,
+        metadata=facts,
+        winograd=winograd,
+        precision=formats,
+        database=database,
     )
 
 

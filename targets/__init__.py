@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "pwopt.targets":
@@ -29,6 +30,7 @@ def compile_graph(
     metadata: Mapping[str, Any] | None = None,
     winograd: str = "auto",
     precision: Precision | None = None,
+    database: Path | None = None,
 ) -> Executable:
     """Compiles a graph for a target.
 
@@ -40,21 +42,28 @@ def compile_graph(
         metadata: stored in the executable.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
         precision: number formats, float32 if left out.
+        database: of tuned schedules; the default one if left out.
 
     Raises:
         UsageError: an unknown target.
+        TuningError: the database cannot be read.
     """
     from pwopt.errors import UsageError
     from pwopt.precision import Precision
     from pwopt.targets.cpu.compile import compile_graph as compile_cpu
+    from pwopt.targets.cpu.schedules import Schedules, machine_key, shipped
+    from pwopt.targets.database import TuningDatabase, default_path
 
     if target != "cpu":
         raise UsageError(f"no target {target!r}; there is cpu")
+    machine = machine_key(hardware)
+    tuned = shipped(machine) | TuningDatabase(database or default_path()).best(machine)
     return compile_cpu(
         graph,
         hardware,
         threads,
         dict(metadata or {}),
+        Schedules(tuned),
         winograd=winograd,
         precision=precision or Precision(),
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# What was tuned on this machine must not decide what tests see.
+os.environ.setdefault("PWOPT_DATABASE", os.devnull + "-no-database")
 
 FIGURES = pytest.StashKey[list[str]]()
 

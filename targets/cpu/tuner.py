@@ -52,6 +52,15 @@ class Tuned:
     finished: bool
     seconds: float
 
+    def __str__(self) -> str:
+        rest = "all there are" if self.finished else "more time would try more"
+        return (
+            f"{self.measured} schedules measured in {self.seconds:.0f} s, {rest}\n"
+            f"{self.faster} of {self.kernels} kernels have a faster schedule than the untuned one\n"
+            f"all kernels together: {self.untuned_us / 1e3:.3g} ms untuned, "
+            f"{self.tuned_us / 1e3:.3g} ms tuned"
+        )
+
 
 def tune(
     graph: Graph,

@@ -1,0 +1,82 @@
+"""``pwopt tune``: measures schedules of a model's kernels, and records what is faster."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pwopt import driver, hardware
+from pwopt.errors import UsageError
+from pwopt.hardware import Hardware
+
+if TYPE_CHECKING:
+    from pwopt.targets.cpu.tuner import Tuned
+
+
+@dataclasses.dataclass(frozen=True)
+class Fleet:
+    """Machines behind TVM's RPC tracker.
+
+    Attributes:
+        tracker: HOST:PORT.
+        key: that the machines registered with.
+        machine: what they are.
+    """
+
+    tracker: str
+    key: str
+    machine: Hardware
+
+
+def tune(
+    model: driver.Model,
+    seconds: float = 60.0,
+    threads: int = 1,
+    *,
+    database: Path | None = None,
+    fleet: Fleet | None = None,
+    input_shapes: driver.Shapes | None = None,
+    progress: driver.Progress | None = None,
+) -> Tuned:
+    """Measures schedules of a model's kernels and records them in the tuning database.
+
+    What is in the database already is not measured again, so an interrupted run goes on where it
+    was. :func:`pwopt.compile` reads the same database.
+
+    Args:
+        model: as for :func:`pwopt.optimize`; a :class:`Graph` is taken as it is.
+        seconds: to spend; the batch that runs out of them is still finished.
+        threads: of one inference.
+        database: a file; ``PWOPT_DATABASE`` or one in the user's cache folder if left out.
+        fleet: machines to measure on; this one if left out.
+        input_shapes: sizes for open dimensions, by input name.
+        progress: called with a few words at the start of each step.
+
+    Raises:
+        UsageError: no time, or open dimensions.
+        CodegenError: a node has no kernel of ours.
+        TuningError: the database or the fleet cannot be used.
+    """
+    if seconds <= 0 or threads < 1:
+        raise UsageError(f"{seconds:g} seconds, {threads} threads: both must be positive")
+    from pwopt.targets.cpu import tuner
+    from pwopt.targets.cpu.fleet import machines
+    from pwopt.targets.cpu.profile import TimedPlan
+    from pwopt.targets.database import TuningDatabase, default_path
+
+    step = progress or (lambda _: None)
+    machine = fleet.machine if fleet else hardware.host()
+    graph, _ = driver.read(model, input_shapes)
+    if graph is not model:
+        step("optimizing")
+        graph = driver.optimize(graph, verify=False, hardware=machine).graph
+    return tuner.tune(
+        graph,
+        machine,
+        threads,
+        TuningDatabase(database or default_path()),
+        seconds,
+        step,
+        machines(fleet.tracker, fleet.key) if fleet else (TimedPlan,),
+    )
