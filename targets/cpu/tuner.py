@@ -109,10 +109,11 @@ def tune(
             untuned = rule if machine is machines[0] else variant(machine, Schedules())
             while time_left() > 0:
                 with lock:
+                    done = total - search.left
                     batch = [search.next() for _ in range(min(width, search.left))]
                 if not batch:
                     break
-                progress(f"tuning: {total - search.left} of {total}, {time_left():.0f} s left")
+                progress(f"tuning: {done} of {total}, {time_left():.0f} s left")
                 variants = [variant(machine, schedules) for schedules in batch]
                 found = list(_compare(untuned, variants, _ROUNDS))
                 database.record(key, found)
