@@ -18,6 +18,7 @@ from pwopt.targets.cpu.kernels.winograd_tiling import (
     WinogradTile,
     choose_winograd,
     choose_winograd_tile,
+    planes,
     workspace_bytes,
 )
 from pwopt.targets.cpu.kernels.winograd_transforms import transform_filter, transforms_safely
@@ -226,6 +227,15 @@ def test_tiles_fit_the_registers_and_their_planes_l2(threads: int) -> None:
             tile = choose_winograd_tile(geometry, 4, processor, threads)
             assert tile.rows * tile.nrv + tile.nrv + 1 <= processor.registers
             assert tile.tiles <= 16 or workspace_bytes(geometry, tile, 1) <= processor.l2_bytes
+
+
+def test_threads_that_share_a_block_get_equal_parts() -> None:
+    geometry = _geometry((256, 256), 14, hardware.ZEN4, SAME)
+    tile = choose_winograd_tile(geometry, 4, hardware.ZEN4, 2)
+    assert tile.shared
+    parts = planes(geometry, tile).panels
+    assert len(parts) == 1
+    assert parts[0].count % 2 == 0
 
 
 def test_weights_that_overflow_are_refused() -> None:
