@@ -12,9 +12,9 @@ from pwopt.targets.cpu.kernels.geometry import Geometry, Window
 from pwopt.targets.cpu.kernels.microkernel import LINE, Span, blocks_of
 from pwopt.targets.cpu.kernels.tiling import TILE_CYCLES, choose_tile, conv_cycles, step_cycles
 
-# Measured on an EPYC (Zen 4), weights from L3 and memory: all in all, the times of layers with 16 to
-# 512 channels are predicted within 12 %. Cycles to transform the input or the products of a tile, a
-# vector of channels, by tile side:
+# Measured on an EPYC (Zen 4), weights from L3 and memory: all in all, the times of layers with 16
+# to 512 channels are predicted within 12 %. Cycles to transform the input or the products of a
+# tile, a vector of channels, by tile side:
 _TRANSFORM_CYCLES = {4: 15, 6: 80}
 _PREFETCH_STEPS = 16
 _MAX_ROWS, _MAX_VECTORS = 14, 4
