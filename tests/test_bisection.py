@@ -15,6 +15,7 @@ import pytest
 
 import pwopt
 from pwopt import cli
+from pwopt.bisection import MAX_FOUND
 from pwopt.driver import Optimized
 from pwopt.errors import NumericsError, PassError, UsageError
 from pwopt.frontend import export
@@ -199,11 +200,12 @@ def test_every_wrong_rewrite_of_a_pass_is_found() -> None:
 
 
 def test_a_pass_with_too_many_wrong_rewrites_is_left_out() -> None:
-    graph = scaled_convolutions(12)
-    result = optimize(graph, FoldScale(forgets=" ".join(f"mul{i}" for i in range(1, 13))))
-    last = result.report.taken_back[-1]
-    assert len(result.report.taken_back) == 9
+    graph = scaled_convolutions(MAX_FOUND + 2)
+    result = optimize(graph, FoldScale(forgets=" ".join(f"mul{i + 1}" for i in range(20))))
+    *found, last = result.report.taken_back
+    assert [t.node for t in found] == [f"Mul 'mul{i + 1}'" for i in range(MAX_FOUND)]
     assert (last.node, last.rewrite) == ("", "")
+    assert last.problem.endswith(f"(after {MAX_FOUND} wrong rewrites that were taken back)")
     assert ops(result.graph) == ops(graph)
 
 
