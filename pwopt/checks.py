@@ -95,6 +95,7 @@ class Reference:
         """
         self.name = name
         self._runner, self._graph = runner, graph
+        self._bounded = _bounded_outputs(graph)
         self.types = _runnable_types(runner, graph)
         samples = {seed: _sample(runner, self.types, seed) for seed in SEEDS}
         for seed, magnitude in (further or {}).items():
@@ -125,7 +126,10 @@ class Reference:
 
     def _of_sample(self, index: int, runner: Runner) -> list[Difference]:
         feeds, want = self.samples[index]
-        found = numerics.differences(want, runner.run(feeds))
+        found = [
+            d.at_scale(numerics.BOUNDED_SCALE) if d.output in self._bounded else d
+            for d in numerics.differences(want, runner.run(feeds))
+        ]
         bad = [d for d in found if not d.ok]
         return (
             self.relaxed(index, found) if bad and all(np.isfinite(d.error) for d in bad) else found
@@ -276,6 +280,21 @@ def closed(types: Mapping[str, TensorType], size: int) -> dict[str, TensorType]:
         )
         for name, t in types.items()
     }
+
+
+_VIEWS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+
+
+def _bounded_outputs(graph: Graph) -> frozenset[str]:
+    """The outputs that a function onto a bounded range gives; see :data:`numerics.BOUNDED`."""
+    found = set()
+    for name, value in graph.outputs:
+        node = value.node
+        while node.is_op(*_VIEWS) and (operand := graph.operand(node, 0)) is not None:
+            node = operand.node
+        if node.is_op(*numerics.BOUNDED):
+            found.add(name)
+    return frozenset(found)
 
 
 def _runnable_types(runner: Runner, graph: Graph) -> dict[str, TensorType]:

@@ -13,10 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import pwopt
-from pwopt import checks, driver
+from pwopt import checks, driver, numerics
 from pwopt.errors import FrontendError, NumericsError, UsageError
 from pwopt.ir.graph import Graph
 from pwopt.models import blocks
+from pwopt.models.builder import ModelBuilder
 from pwopt.pipeline import Context, Pass
 
 MODEL = Path(__file__).parents[1] / "models" / "data" / "mnist-conv.onnx"
@@ -198,3 +199,19 @@ def test_missing_file() -> None:
 def test_pointwise_work_is_counted_before_and_after() -> None:
     report = pwopt.optimize(blocks.bottleneck(16, 8, 8)).report
     assert report.before.pointwise_macs == report.after.pointwise_macs == 2 * 16 * 8 * 64
+
+
+def test_the_tail_of_a_sigmoid_is_rounding() -> None:
+    """ONNX Runtime's Sigmoid is off by more than its value where that is 1e-8."""
+    b = ModelBuilder("tail")
+    x = b.conv(b.input((1, 8, 6, 6)), weight=np.full((4, 8, 1, 1), 0.01, np.float32), bias=False)
+    shift = b.constant(np.full((1, 4, 1, 1), -17.0))
+    graph = pwopt.load(b.build(b.op("Sigmoid", b.op("Add", x, shift))))
+    _, made = driver.compile_optimized(pwopt.optimize(graph))
+    assert made.report.compilation is not None
+    checked = made.report.compilation.verification
+    assert checked is not None
+    assert checked.status == "passed"
+    assert {d.scale for d in checked.outputs} == {numerics.BOUNDED_SCALE}
+    with pytest.raises(NumericsError, match="output"):  # 1e-7 is the tail; 1e-4 is wrong
+        pwopt.optimize(graph, passes=[ScaleConstants(0.5)])
