@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pwopt import driver, hardware
+from pwopt.driver import CodeOptions
 from pwopt.errors import CodegenError, FrontendError, UsageError
 from pwopt.growth import MAX_GROWTH
 from pwopt.hardware import Hardware
 from pwopt.output import REPORT, staged
-from pwopt.precision import Precision
 from pwopt.report import Report
+from pwopt.tuning import tune
 
 COMPILERS = ("g++", "c++", "clang++")
 
@@ -28,31 +29,28 @@ class Request:
         folder: to write.
         target: "cpu" or "cuda".
         passes: a spec, or None for the default.
-        threads: of one inference.
         input_shapes: sizes for open dimensions, by input name.
         mcpu: LLVM's name of the processor, or None for this machine's.
         verify: whether to check the results against the original.
         max_growth: share by which the model's file may become larger.
         verify_passes: whether to check after every pass and to take wrong rewrites back.
         compile: whether to make an executable.
-        winograd: the tiles that its convolutions may use: "off", "f2" or "auto".
-        precision, fc_weights: number formats of the executable.
+        code: how the executable is made.
+        tune_seconds: to measure schedules before it is made, or None.
     """
 
     model: Path
     folder: Path
     target: str = "cpu"
     passes: str | None = None
-    threads: int = 1
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     mcpu: str | None = None
     verify: bool = True
     max_growth: float = MAX_GROWTH
     verify_passes: bool = False
     compile: bool = True
-    winograd: str = "auto"
-    precision: str = "fp32"
-    fc_weights: str = "fp32"
+    code: CodeOptions = field(default_factory=CodeOptions)
+    tune_seconds: float | None = None
 
 
 def build(
@@ -102,14 +100,16 @@ def build(
                 frontend.save(made.reproducers[found.reproducer], stage / found.reproducer)
                 (stage / found.reproducer).with_suffix(".txt").write_text(found.replay + "\n")
         if request.compile:
+            if request.tune_seconds is not None:
+                tune(
+                    made.graph,
+                    request.tune_seconds,
+                    request.code.threads,
+                    database=request.code.database,
+                    progress=progress,
+                )
             progress("compiling")
-            executable, made = driver.compile_optimized(
-                made,
-                request.threads,
-                request.winograd,
-                precision=request.precision,
-                fc_weights=request.fc_weights,
-            )
+            executable, made = driver.compile_optimized(made, request.code)
             executable.save(stage / "model.so")
         (stage / REPORT).write_text(made.report.dumps())
         before_commit()
@@ -119,8 +119,10 @@ def build(
 def _check(request: Request, machine: Hardware) -> None:
     """Everything that can be known to fail before the work starts."""
     driver.check_target(request.target)
-    driver.check_winograd(request.winograd)
-    Precision(request.precision, request.fc_weights)
+    if request.tune_seconds is not None and (request.mcpu or not request.compile):
+        raise UsageError("--tune measures what is compiled, on this machine: without --mcpu")
+    if request.tune_seconds is not None and request.code.precision != "fp32":
+        raise UsageError("--tune measures float32 kernels: without --precision")
     if request.target == "cuda" and request.compile:
         raise UsageError("the CUDA target is not built yet; use --target cpu")
     if not request.model.exists():

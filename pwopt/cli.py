@@ -101,6 +101,11 @@ def optimize(
         str,
         typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers."),
     ] = "fp32",
+    tune: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="First measure schedules of the kernels for so long."),
+    ] = None,
+    database: DatabaseOption = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="List every rewrite made, and why others were not.")
     ] = False,
@@ -113,6 +118,7 @@ def optimize(
     """Optimizes MODEL, compiles it and writes model.onnx, model.so and report.json."""
     from pwopt import passlist, report
     from pwopt.build import Request, build
+    from pwopt.driver import CodeOptions
 
     passlist.load(load or ())
     request = Request(
@@ -120,16 +126,14 @@ def optimize(
         folder=output,
         target=target,
         passes=passes,
-        threads=threads,
         input_shapes=parse_shapes(input_shape),
         mcpu=mcpu,
         verify=verify,
         max_growth=max_growth,
         verify_passes=verify_passes,
         compile=compile_,
-        winograd=winograd,
-        precision=precision,
-        fc_weights=fc_weights,
+        code=CodeOptions(threads, winograd, precision, fc_weights, database),
+        tune_seconds=tune,
     )
     with _Progress(quiet) as progress:
         log = progress.log if verbose else _silent

@@ -37,6 +37,31 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class CodeOptions:
+    """How an executable is made; see :func:`compile`."""
+
+    threads: int = 1
+    winograd: str = "auto"
+    precision: str = "fp32"
+    fc_weights: str = "fp32"
+    database: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that is none."""
+        if self.threads < 1:
+            raise UsageError(f"{self.threads} threads: at least one is needed")
+        if self.winograd not in WINOGRAD:
+            hint = nearest(self.winograd, WINOGRAD)
+            raise UsageError(f"winograd {self.winograd!r}{hint}; {list(WINOGRAD)}")
+        Precision(self.precision, self.fc_weights)
+
+    @property
+    def formats(self) -> Precision:
+        """The number formats."""
+        return Precision(self.precision, self.fc_weights)
+
+
+@dataclass(frozen=True)
 class Optimized:
     """An optimized graph and the record of how it came about.
 
@@ -172,13 +197,10 @@ def compile(
         CodegenError: the graph cannot be compiled.
         TuningError: the database cannot be read.
     """
-    formats = Precision(precision, fc_weights)
+    formats = CodeOptions(threads, winograd, precision, fc_weights).formats
     check_target(target)
     if target == "cuda":
         raise UsageError("the CUDA target is not built yet; use --target cpu")
-    if threads < 1:
-        raise UsageError(f"{threads} threads: at least one is needed")
-    check_winograd(winograd)
     from pwopt.targets import compile_graph
 
     graph, source = read(model, input_shapes)
@@ -200,11 +222,7 @@ def compile(
 
 
 def compile_optimized(
-    optimized: Optimized,
-    threads: int = 1,
-    winograd: str = "auto",
-    precision: str = "fp32",
-    fc_weights: str = "fp32",
+    optimized: Optimized, options: CodeOptions | None = None
 ) -> tuple[Executable, Optimized]:
     """Compiles and checks what :func:`optimize` made, and completes its report.
 
@@ -213,21 +231,19 @@ def compile_optimized(
 
     Args:
         optimized: of :func:`optimize`.
-        threads: of one run.
-        winograd: as for :func:`compile`.
-        precision: likewise.
-        fc_weights: likewise.
+        options: how; the default ones if left out.
 
     Raises:
         CodegenError: the graph cannot be compiled.
         NumericsError: the executable differs from the original.
+        TuningError: the database cannot be read.
     """
-    check_winograd(winograd)
-    formats = Precision(precision, fc_weights)
+    options = options or CodeOptions()
     start = time.perf_counter()
-    for choice in reversed(WINOGRAD[: WINOGRAD.index(winograd) + 1]):
+    for choice in reversed(WINOGRAD[: WINOGRAD.index(options.winograd) + 1]):
         try:
-            executable, compilation = _compile_and_check(optimized, threads, choice, formats)
+            chosen = dataclasses.replace(options, winograd=choice)
+            executable, compilation = _compile_and_check(optimized, chosen)
         except _WinogradError:
             continue
         break
@@ -242,21 +258,22 @@ class _WinogradError(NumericsError):
 
 
 def _compile_and_check(
-    optimized: Optimized, threads: int, winograd: str, formats: Precision
+    optimized: Optimized, options: CodeOptions
 ) -> tuple[Executable, Compilation]:
-    report, start = optimized.report, time.perf_counter()
+    report, start, formats = optimized.report, time.perf_counter(), options.formats
     executable = compile(
         optimized.graph,
         report.target,
-        threads,
+        options.threads,
         hardware=report.hardware,
         metadata={
             "sha256": report.source.sha256,
             "passes": ",".join(dict.fromkeys(row.spec for row in report.passes)),
         },
-        winograd=winograd,
-        precision=formats.compute,
-        fc_weights=formats.fc_weights,
+        winograd=options.winograd,
+        precision=options.precision,
+        fc_weights=options.fc_weights,
+        database=options.database,
     )
     seconds = time.perf_counter() - start
     made = executable.report
@@ -278,14 +295,14 @@ def _compile_and_check(
                 executable.metadata["tolerances"] = allowed
     return executable, Compilation(
         target=report.target,
-        threads=threads,
+        threads=options.threads,
         seconds=seconds,
         kernels=kernels,
         fallbacks=list(made.get("fallback", ())),
         precision=str(formats),
         remark=formats.remark(report.hardware),
         verification=verification,
-        winograd=winograd,
+        winograd=options.winograd,
     )
 
 
@@ -318,16 +335,6 @@ def check_target(target: str) -> None:
     """
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}{nearest(target, TARGETS)}; {list(TARGETS)}")
-
-
-def check_winograd(choice: str) -> None:
-    """Makes sure that a choice is one of :data:`WINOGRAD`.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if choice not in WINOGRAD:
-        raise UsageError(f"winograd {choice!r}{nearest(choice, WINOGRAD)}; {list(WINOGRAD)}")
 
 
 def runs_here(machine: Hardware) -> bool:

@@ -52,6 +52,27 @@ def test_the_database_of_the_environment_or_the_one_named(tmp_path: Path) -> Non
     assert plain.module.inspect_source("asm") != tuned.module.inspect_source("asm")
 
 
+@pytest.mark.usefixtures("few")
+def test_optimize_tunes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    database, folder = tmp_path / "tuning.sqlite", tmp_path / "out"
+    arguments = ["optimize", str(MODEL), "-o", str(folder), "--database", str(database)]
+    assert cli.run([*arguments, "--tune", "1000"]) == 0
+    assert "tuning: 0 of 2" in capsys.readouterr().err
+    assert TuningDatabase(database).measured(machine_key(hardware.host()))
+    assert (folder / "model.so").is_file()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--mcpu", "x86-64-v3"], ["--no-compile"], ["--precision", "bf16"]]
+)
+def test_what_cannot_be_tuned(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["optimize", str(MODEL), "-o", str(tmp_path / "out"), "--tune", "5", *flags]
+    assert cli.run(arguments) == 2
+    assert capsys.readouterr().err.startswith("pwopt: --tune measures")
+
+
 def test_unusable_files_and_times(tmp_path: Path) -> None:
     (tmp_path / "no.sqlite").write_text("no database at all " * 40)
     with pytest.raises(TuningError, match=r"no\.sqlite: no usable tuning database"):

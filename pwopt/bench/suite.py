@@ -12,6 +12,7 @@ import numpy as np
 from pwopt import driver, numerics, ort
 from pwopt.checks import Runner
 from pwopt.comparison import compare
+from pwopt.driver import CodeOptions
 from pwopt.models.datasets import LABELLED, labelled_data
 from pwopt.models.suite import SuiteModel
 from pwopt.precision import Precision
@@ -118,9 +119,8 @@ def _measure(
     # Reduced precision is checked, for what the check finds out about tolerances.
     optimized = driver.optimize(original, verify=not formats.exact)
     optimize_s, start = time.perf_counter() - start, time.perf_counter()
-    program, optimized = driver.compile_optimized(
-        optimized, threads, formats.compute, formats.fc_weights
-    )
+    options = CodeOptions(threads, precision=formats.compute, fc_weights=formats.fc_weights)
+    program, optimized = driver.compile_optimized(optimized, options)
     compile_s = time.perf_counter() - start
     exported = optimized.graph.to_onnx().SerializeToString()
     table = compare(

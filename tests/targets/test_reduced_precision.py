@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 import pwopt
 from pwopt import checks, driver, hardware
+from pwopt.driver import CodeOptions
 from pwopt.errors import NumericsError, UsageError
 from pwopt.precision import Precision
 from pwopt.targets.cpu import bfloat16
@@ -206,7 +207,7 @@ def test_other_processors_compute_in_float32_and_say_so() -> None:
     source, inputs = CONVOLUTIONS["pointwise"]
     machine = hardware.named("x86-64-v3")
     optimized = driver.optimize(source, hardware=machine)
-    executable, done = driver.compile_optimized(optimized, precision="bf16")
+    executable, done = driver.compile_optimized(optimized, CodeOptions(precision="bf16"))
     (got,) = executable.run(inputs).values()
     plain = driver.compile(optimized.graph, hardware=machine)
     assert np.array_equal(got, plain.run(inputs)["y"])
@@ -251,7 +252,9 @@ def test_the_check_allows_what_rounding_does_and_no_more() -> None:
     source = model(nodes, {"x0": normal(1, 32, 8, 8)}, "y", constants)
     optimized = driver.optimize(source)
     precision = "bf16" if hardware.host().bf16 else "fp32"
-    executable, done = driver.compile_optimized(optimized, precision=precision, fc_weights="int8")
+    executable, done = driver.compile_optimized(
+        optimized, CodeOptions(precision=precision, fc_weights="int8")
+    )
     assert done.report.compilation is not None
     assert done.report.compilation.verification is not None
     (found,) = done.report.compilation.verification.outputs

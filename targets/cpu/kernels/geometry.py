@@ -65,7 +65,9 @@ class Geometry:
 
     def __str__(self) -> str:
         """Everything that decides how fast a schedule is; the name of a kernel when it is tuned."""
-        views = ", ".join(f"{v.shape}/{v.strides}" for v in (self.x, self.y, *self.extras))
+        views = ", ".join(
+            f"{v.dtype} {v.shape}/{v.strides}" for v in (self.x, self.y, *self.extras)
+        )
         return f"{views}, {self.window}, {self.groups} groups, {self.lanes} lanes"
 
     @property
