@@ -322,10 +322,12 @@ def _taken_back_lines(found: TakenBack) -> list[str]:
 
 def _precision_text(made: Compilation) -> str:
     """How much of the work is done in fewer bits, or why none is."""
-    macs = sum(k["macs"] for k in made.kernels)
-    reduced = sum(k["macs"] for k in made.kernels if k["weights"] not in ("", "fp32"))
-    share = f"{reduced / macs:.0%} of the MACs" if macs else "no MACs"
-    return made.precision + (f"; {made.remark}" if made.remark else f", {share}")
+    every = {k["node"]: k["macs"] for k in made.kernels}  # copies for a node name it, too
+    reduced = {k["node"] for k in made.kernels if k["weights"] not in ("", "fp32")}
+    macs = sum(every.values())
+    share = sum(every[node] for node in reduced) / macs if macs else 0.0
+    found = made.remark or f"{share:.0%} of the MACs"
+    return f"{made.precision}: {found}"
 
 
 def _fallback_lines(fallbacks: list[Any], shown: int = 5) -> list[str]:

@@ -114,6 +114,23 @@ def test_convolution_is_exact_on_operands_that_bfloat16_represents(case: str, th
 
 
 @needs_bf16
+@pytest.mark.parametrize(("winograd", "kernel"), [("off", "conv"), ("auto", "winograd_4x4_3x3")])
+def test_winograd_reads_and_writes_bfloat16_where_it_beats_its_dot_products(
+    winograd: str, kernel: str
+) -> None:
+    pads = {"pads": [1, 1, 1, 1]}
+    inputs = {"x": normal(1, 64, 28, 28)}
+    weights = {f"w{i}": normal(64, 64, 3, 3, seed=i + 1) / np.float32(24) for i in range(2)}
+    nodes = [node("Conv", "x w0", "c", **pads), node("Conv", "c w1", "y", **pads)]
+    source = model(nodes, inputs, "y", weights)
+    graph = pwopt.optimize(source, verify=False).graph
+    made = compile_graph(graph, hardware.host(), precision=BF16, winograd=winograd)
+    assert [k["kernel"] for k in made.report["kernels"] if k["macs"]].count(kernel) >= 2
+    error = scaled_error(made.run(inputs)["y"], exact(source, inputs)[0])
+    assert 1e-4 < error < 6e-3
+
+
+@needs_bf16
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("depth", [64, 65])
 def test_linear_rounds_its_operands_and_nothing_else(rows: int, depth: int) -> None:

@@ -140,6 +140,7 @@ def choose_winograd(
     threads: int = 1,
     *,
     streamed: bool = False,
+    otherwise: Geometry | None = None,
 ) -> WinogradTile | None:
     """The tile of a convolution that is expected to be faster than the direct kernel, or None.
 
@@ -149,17 +150,19 @@ def choose_winograd(
         hardware: the processor.
         threads: of the kernel.
         streamed: whether weights come from memory in every run.
+        otherwise: what the direct kernel would compute, if that is not ``geometry``: pairs.
     """
     sides = [m for m in sides if _fits(geometry, m)]
     if not sides:
         return None
     size = geometry.window.kernel[0]
-    direct = choose_tile(geometry, hardware)
-    cycles = geometry.groups * conv_cycles(geometry, hardware, direct.mr, direct.nrv)
+    plain = otherwise or geometry
+    direct = choose_tile(plain, hardware)
+    cycles = plain.groups * conv_cycles(plain, hardware, direct.mr, direct.nrv)
     best, limit = None, _GAIN * cycles / threads
     if streamed:
         limit += _GAIN * _memory_cycles(
-            4 * size * size * geometry.in_channels * geometry.y.shape[3], hardware
+            4 * size * size * plain.in_channels * plain.y.shape[3], hardware
         )
     for m in sides:
         tile = choose_winograd_tile(geometry, m, hardware, threads)

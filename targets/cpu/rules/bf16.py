@@ -44,6 +44,13 @@ def pairs(lowering: Lowering, value: Value, border: tuple[int, ...], groups: int
     )
 
 
+def elements(view: View) -> View:
+    """Pairs of an (N, H, W, C / 2) view as the bfloat16 elements that they are."""
+    *outer, channels = view.shape
+    strides = (*(2 * s for s in view.strides[:3]), 1)
+    return View((*outer, 2 * channels), strides, 2 * view.offset, DTYPE)
+
+
 def row_pairs(lowering: Lowering, tensor: Tensor) -> Tensor:
     """A matrix (M, K) as pairs (M, K / 2, rounded up) along its rows."""
     rows, depth = tensor.view.shape
@@ -92,8 +99,7 @@ def _as_pairs(view: View, groups: int) -> View | None:
     shape, strides = list(view.shape), list(view.strides)
     if strides[1] != 1 or shape[1] // groups % 2:
         return None
-    steps = [s for a, (e, s) in enumerate(zip(shape, strides, strict=True)) if a != 1 and e > 1]
-    if view.offset % 2 or any(s % 2 for s in steps):
+    if view.offset % 2 or any(s % 2 for a, s in enumerate(strides) if a != 1):
         return None
     shape[1] //= 2
     halves = [1 if a == 1 else s // 2 for a, s in enumerate(strides)]

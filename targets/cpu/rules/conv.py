@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import Program
 from pwopt.ir.shapes import explicit_pads
+from pwopt.targets.cpu.bfloat16 import PAIR
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
@@ -188,20 +189,24 @@ class _Layer:
         g, hardware, lowering = self.geometry, self.hardware, self.lowering
         sides = {"off": (), "f2": (2,), "auto": (2, 4)}[lowering.winograd]
         stored = weight_dtype(lowering, g.x, math.prod(g.y.shape[:3]))
-        sides = sides if stored == "float32" and transforms_safely(self.arrays[0]) else ()
+        sides = sides if stored in ("float32", PAIR) and transforms_safely(self.arrays[0]) else ()
+        # What Winograd's algorithm, which computes in float32, would read.
+        wide = replace(g, x=bf16.elements(g.x)) if stored == PAIR else g
+        sides = sides if wide.in_channels == self.arrays[0].shape[1] else ()  # no zeros in pairs
         streamed = cost_model(hardware).weight_level(lowering.graph) == "dram"
 
         def rule() -> Tile | WinogradTile:
-            fast = choose_winograd(g, sides, hardware, lowering.threads, streamed=streamed)
+            threads = lowering.threads
+            fast = choose_winograd(wide, sides, hardware, threads, streamed=streamed, otherwise=g)
             return fast or choose_tile(g, hardware)
 
         def tiles() -> Iterator[Tile | WinogradTile]:
-            yield from winograd_candidates(g, sides, hardware, lowering.threads)
+            yield from winograd_candidates(wide, sides, hardware, lowering.threads)
             yield from candidates(g, hardware)
 
         tile = lowering.schedule(f"{kernel_kind('conv', stored)} {g}", rule, tiles)
         if isinstance(tile, WinogradTile):
-            return self._winograd(tile)
+            return replace(self, geometry=wide)._winograd(tile)
         return self._direct(tile, stored)
 
     def _direct(self, tile: Tile, stored: str) -> _Call:
