@@ -50,6 +50,7 @@ def test_labelled_accuracy_is_unchanged(name: str) -> None:
         ort.OrtModel(original.SerializeToString(), 1),
         ort.OrtModel(result.graph.to_onnx().SerializeToString(), 1),
         pwopt.compile(result.graph),
+        pwopt.compile(result.graph, precision="bf16"),
     ]
     inputs, labels = labelled_data(name)
     right = []
@@ -63,3 +64,4 @@ def test_labelled_accuracy_is_unchanged(name: str) -> None:
     assert right[0] >= 0.85 * len(labels), "the original itself must be good"
     assert right[1] == right[0]
     assert right[2] == right[0]
+    assert abs(right[3] - right[0]) <= 1

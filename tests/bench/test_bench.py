@@ -14,10 +14,10 @@ from pwopt.bench import build, cli, tables
 from pwopt.bench.build import BuildCost
 from pwopt.bench.kernels import KernelRow, WinogradRow
 from pwopt.bench.passes import PassRow, measure_passes
-from pwopt.bench.suite import Latency, SuiteRow, geometric_mean
+from pwopt.bench.suite import Latency, SuiteRow, geometric_mean, run_suite
 from pwopt.comparison import Spread
 from pwopt.errors import UsageError
-from pwopt.models import blocks
+from pwopt.models import SUITE, blocks
 
 NAMES = ("onnxruntime", "onnxruntime, optimized", "compiled")
 
@@ -58,6 +58,17 @@ def text_of(*things: object) -> str:
     with console.capture() as capture:
         console.print(*things, sep="\n")
     return capture.get()
+
+
+@pytest.mark.parametrize(("precision", "fc_weights"), [("fp32", "fp32"), ("bf16", "int8")])
+def test_suite_of_either_precision(precision: str, fc_weights: str) -> None:
+    (found,) = run_suite(
+        [SUITE["mnist_conv"]], runs=2, accuracy=False, precision=precision, fc_weights=fc_weights
+    )
+    assert found.passed, found.failure
+    exact = precision == fc_weights == "fp32"
+    assert (found.error["compiled"] < 1e-5) is exact
+    assert (found.tolerance["compiled"] == 1e-4) is exact
 
 
 def test_tables_show_every_row() -> None:
