@@ -154,7 +154,7 @@ class Reference:
         moved = numerics.worst(
             [
                 check(self, rounding.rounded(self._graph, precision, variation))
-                for variation in rounding.VARIATIONS
+                for variation in rounding.FEW_VARIATIONS
             ]
         )
         return [

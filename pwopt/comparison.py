@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pwopt import checks, numerics, ort
+from pwopt import checks, numerics, ort, rounding
 from pwopt.baselines import OpenVinoModel, check_baselines
 from pwopt.checks import Runner
 from pwopt.errors import FrontendError, UsageError
 from pwopt.ir.types import TensorType
+from pwopt.precision import Precision
 from pwopt.report import plain_json
 
 if TYPE_CHECKING:
@@ -202,12 +203,13 @@ def compare(
     if program is not None:
         contenders.append(_Contender("compiled", _tvm_version(), program, _facts(program)))
     outputs = [c.runner.run(feeds) for c in contenders]
+    errors = _rounding_errors(source, program, types, feeds, outputs[0])
     samples, calls = interleaved([c.runner for c in contenders], feeds, runs)
     first_wall, first_cpu = zip(*samples[0], strict=True)
     rows = []
     for c, mine, given, n in zip(contenders, samples, outputs, calls, strict=True):
-        found = _judged(c.name, numerics.differences(outputs[0], given), program)
-        worst = max(found, key=lambda d: d.error / d.tolerance)
+        found = _judged(c.name, numerics.differences(outputs[0], given), errors)
+        worst = max(found, key=lambda d: (d.error / d.tolerance, d.error))
         wall, cpu = zip(*mine, strict=True)
         rows.append(
             Row(
@@ -353,17 +355,41 @@ def _openvino(
     return _Contender(name, runner.version, runner, runner.settings)
 
 
+def _rounding_errors(
+    source: Path | bytes,
+    program: Any,
+    types: Mapping[str, TensorType],
+    feeds: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+) -> dict[str, float]:
+    """By output how far the original is off once rounded as an executable is; none if exact."""
+    if program is None:
+        return {}
+    formats = Precision(*(program.metadata.get(k, "fp32") for k in ("precision", "fc_weights")))
+    if formats.exact:
+        return {}
+    from pwopt import frontend
+
+    graph = frontend.load(source, {n: t.static_shape for n, t in types.items() if t.static_shape})
+    found = []
+    for variation in rounding.VARIATIONS:
+        with checks.running(rounding.rounded(graph, formats, variation)) as runner:
+            found.append(numerics.differences(expected, runner.run(feeds)))
+    return {d.output: d.error for d in numerics.worst(found)}
+
+
 def _judged(
-    contender: str, found: Sequence[numerics.Difference], program: Any
+    contender: str, found: Sequence[numerics.Difference], errors: Mapping[str, float]
 ) -> list[numerics.Difference]:
     """The differences with the tolerances of reduced precision where a contender has it."""
-    allowed = program.metadata.get("tolerances", {}) if program is not None else {}
-    otherwise = 0.0
-    if contender == "openvino-bf16":
-        otherwise = numerics.TOLERANCES["bfloat16"]
-    elif contender != "compiled":
+    if contender == "openvino-bf16":  # no promise of ours
+        return [replace(d, tolerance=math.inf) for d in found]
+    if contender != "compiled":
         return list(found)
-    return [replace(d, tolerance=max(d.tolerance, allowed.get(d.output, otherwise))) for d in found]
+    factor = numerics.ROUNDING_FACTOR
+    return [
+        replace(d, tolerance=max(d.tolerance, factor * errors.get(d.output, 0.0))) for d in found
+    ]
 
 
 def _tvm_version() -> str:

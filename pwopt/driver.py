@@ -207,7 +207,8 @@ def compile(
     limits.check_sizes(graph)
     graph = _with_types(graph)
     facts = {"pwopt": _version(), "target": target, "sha256": source.sha256, **(metadata or {})}
-    facts["precision"] = str(formats)
+    used = formats.used(hardware or _host())
+    facts |= {"precision": used.compute, "fc_weights": used.fc_weights}
     machine = hardware or _host()
     return compile_graph(
         graph,
@@ -290,9 +291,6 @@ def _compile_and_check(
                 if any(k["kernel"].startswith("winograd") for k in kernels):
                     raise _WinogradError(str(error)) from error
                 raise
-            if not used.exact:  # for whoever compares the executable with the original
-                allowed = {d.output: d.tolerance for d in verification.outputs}
-                executable.metadata["tolerances"] = allowed
     return executable, Compilation(
         target=report.target,
         threads=options.threads,

@@ -17,7 +17,8 @@ from pwopt.pipeline import Context
 from pwopt.precision import Precision
 
 # Operands are multiplied by each of these before they are rounded: for independent errors.
-VARIATIONS = (1.0, 1.37)
+VARIATIONS = (1.0, 1.37, 1.13, 1.73)
+FEW_VARIATIONS = VARIATIONS[:2]  # enough where there are several inputs
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 # Veltkamp's splitting: x * c - (x * c - x) keeps the upper 24 - 16 bits of a float32, rounded to
