@@ -43,7 +43,7 @@ PERTURBATION = 2.0**-20
 
 # How far an executable of reduced precision may be off: the error that rounding the operands of the
 # original brings (rounding.py), times this. Executables also round the maps between layers, and the
-# largest of few errors varies: over the reference networks the ratio of the two was 0.4 to 1.1.
+# largest of few errors varies: over the reference networks the ratio of the two was 0.3 to 1.1.
 ROUNDING_FACTOR = 3.0
 
 
