@@ -20,7 +20,7 @@ import typer
 
 from pwopt import env
 from pwopt.errors import PwoptError, UsageError
-from pwopt.growth import MAX_GROWTH
+from pwopt.growth import MAX_GROWTH, MAX_SIZE_GROWTH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +97,10 @@ def optimize(
     precision: Annotated[
         str, typer.Option(metavar="fp32|bf16", help="Of convolutions and matrix products.")
     ] = "fp32",
+    max_size_growth: Annotated[
+        float,
+        typer.Option(metavar="FACTOR", help="Weights of the executable over the model's."),
+    ] = MAX_SIZE_GROWTH,
     fc_weights: Annotated[
         str,
         typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers."),
@@ -132,7 +136,7 @@ def optimize(
         max_growth=max_growth,
         verify_passes=verify_passes,
         compile=compile_,
-        code=CodeOptions(threads, winograd, precision, fc_weights, database),
+        code=CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth),
         tune_seconds=tune,
     )
     with _Progress(quiet) as progress:

@@ -130,6 +130,21 @@ class CostModel:
         macs = cost.node_macs(graph, node)
         return 2e-3 * macs / (us * self.hardware.peak_gflops) if us and macs else 0.0
 
+    def winograd_tiles(self, graph: Graph, node: Node) -> Iterator[tuple[int, float, int]]:
+        """What Winograd's algorithm can do for a node.
+
+        Returns:
+            for each side of its output tiles the arithmetic that it is predicted to save,
+            microseconds, and the bytes that its weights take beyond those of the node.
+        """
+        operands = graph.operands(node)
+        if len(operands) < 2 or not _is_constant(operands[1]):
+            return
+        group = int(node.get("group", 1))
+        direct = CostModel(self.hardware, winograd=False).estimate(graph, node).compute
+        for m, compute, growth in self._winograd(node, operands, group):
+            yield m, direct - compute, int(_read_bytes(operands[1:2]) * (growth - 1))
+
     def matrix_us(
         self,
         pixels: int,
@@ -207,7 +222,7 @@ class CostModel:
             self.weight_level(graph),
         )
         best = self._estimate(compute + after, activations, weights, level)
-        for compute, growth in self._winograd(node, operands, group):
+        for _, compute, growth in self._winograd(node, operands, group):
             grown = int(weights * growth)
             other = self._estimate(compute + after, activations, grown, level)
             best = min(best, other, key=lambda estimate: estimate.total)
@@ -215,8 +230,8 @@ class CostModel:
 
     def _winograd(
         self, node: Node, operands: Sequence[Value | None], group: int
-    ) -> Iterator[tuple[float, float]]:
-        """Arithmetic by Winograd's algorithm and growth of the weights, for each possible tile."""
+    ) -> Iterator[tuple[int, float, float]]:
+        """Winograd's algorithm: side of the tile, arithmetic, and growth of the weights."""
         weight = operands[1].shape if operands[1] is not None else None
         if not self.winograd or node.op != "Conv" or weight is None or weight[1] <= _FEW_CHANNELS:
             return
@@ -230,7 +245,8 @@ class CostModel:
                 macs = tiles * weight[1] * channels
                 compute = _FROM_L2 * self._product_us(macs, weight[1], channels, group, tiles, 1)
                 moved = tiles * (weight[1] * group + channels)
-                yield compute + self._vector_us(moved, _TRANSFORM[side]), side**2 / weight[2] ** 2
+                compute += self._vector_us(moved, _TRANSFORM[side])
+                yield m, compute, side**2 / weight[2] ** 2
 
     def _product_us(
         self, macs: int, reduction: int, channels: int, group: int, pixels: int, taps: int

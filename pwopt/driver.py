@@ -16,7 +16,7 @@ from pwopt import checks, env, growth, hardware, limits
 from pwopt.bisection import Guard, guilty_pass
 from pwopt.checks import Reference, Verification
 from pwopt.errors import NumericsError, UsageError
-from pwopt.growth import MAX_GROWTH, Budget
+from pwopt.growth import MAX_GROWTH, MAX_SIZE_GROWTH, Budget
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
@@ -45,11 +45,14 @@ class CodeOptions:
     precision: str = "fp32"
     fc_weights: str = "fp32"
     database: Path | None = None
+    max_size_growth: float = MAX_SIZE_GROWTH
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is none."""
         if self.threads < 1:
             raise UsageError(f"{self.threads} threads: at least one is needed")
+        if not self.max_size_growth >= 1:
+            raise UsageError(f"--max-size-growth {self.max_size_growth:g}: 1 is the model's size")
         if self.winograd not in WINOGRAD:
             hint = nearest(self.winograd, WINOGRAD)
             raise UsageError(f"winograd {self.winograd!r}{hint}; {list(WINOGRAD)}")
@@ -175,6 +178,7 @@ def compile(
     precision: str = "fp32",
     fc_weights: str = "fp32",
     database: Path | None = None,
+    max_size_growth: float = MAX_SIZE_GROWTH,
 ) -> Executable:
     """Compiles a model, usually an optimized graph, to machine code.
 
@@ -191,13 +195,17 @@ def compile(
         fc_weights: "fp32", "bf16" or "int8": see :class:`pwopt.precision.Precision`.
         database: of tuned schedules: see :func:`pwopt.tune`; ``PWOPT_DATABASE`` or one in the
             user's cache folder if left out.
+        max_size_growth: of packed weights over the model's: Winograd's are 1.8 and 4 times as
+            large, and convolutions get them in the order of what that saves for a byte. 16 MiB are
+            always allowed.
 
     Raises:
         UsageError: an unknown target or option, or a number of threads that is not positive.
         CodegenError: the graph cannot be compiled.
         TuningError: the database cannot be read.
     """
-    formats = CodeOptions(threads, winograd, precision, fc_weights).formats
+    options = CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth)
+    formats = options.formats
     check_target(target)
     if target == "cuda":
         raise UsageError("the CUDA target is not built yet; use --target cpu")
@@ -219,6 +227,7 @@ def compile(
         winograd=winograd,
         precision=formats,
         database=database,
+        max_size_growth=max_size_growth,
     )
 
 
@@ -275,6 +284,7 @@ def _compile_and_check(
         precision=options.precision,
         fc_weights=options.fc_weights,
         database=options.database,
+        max_size_growth=options.max_size_growth,
     )
     seconds = time.perf_counter() - start
     made = executable.report

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pwopt.ir.graph import Graph
 
 MAX_GROWTH = 0.05  # of the model's size, where nothing else is asked for
+MAX_SIZE_GROWTH = 1.6  # of an executable's packed weights over the model's
 # What a model may always grow by, where it may at all: shapes and attributes that are written out
 # outweigh the weights of a model of a few kilobytes.
 FLOOR_BYTES = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ def compile_graph(
     winograd: str = "auto",
     precision: Precision | None = None,
     database: Path | None = None,
+    max_size_growth: float = math.inf,
 ) -> Executable:
     """Compiles a graph for a target.
 
@@ -42,6 +44,7 @@ def compile_graph(
         metadata: stored in the executable.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
         precision: number formats, float32 if left out.
+        max_size_growth: of packed weights over the graph's constants, by Winograd's algorithm.
         database: of tuned schedules; the default one if left out.
 
     Raises:
@@ -66,4 +69,5 @@ def compile_graph(
         Schedules(tuned),
         winograd=winograd,
         precision=precision or Precision(),
+        max_growth=max_size_growth,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pwopt.hardware import Hardware
@@ -30,6 +31,7 @@ def compile_graph(
     schedules: Schedules | None = None,
     winograd: str = "auto",
     precision: Precision = Precision(),  # noqa: B008 - it is immutable
+    max_growth: float = math.inf,
 ) -> Executable:
     """Compiles a graph; nodes without a kernel run in ONNX Runtime inside the executable.
 
@@ -41,10 +43,12 @@ def compile_graph(
         schedules: tuned ones.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
         precision: number formats; float32 where the processor lacks bfloat16.
+        max_growth: of packed weights over the graph's constants, by Winograd's algorithm.
     """
     hardware = precision.on(hardware)
     graph = _with_identities(graph)
-    lowered = _lower(graph, hardware, threads, schedules, winograd, precision)
+    options = (hardware, threads, schedules, winograd, precision, max_growth)
+    lowered = _lower(graph, options)
     segments, plans, reasons, from_tvm = lowered
     for plan in plans:
         assign_offsets(plan)
@@ -86,18 +90,13 @@ def compile_graph(
 
 
 def _lower(
-    graph: Graph,
-    hardware: Hardware,
-    threads: int,
-    schedules: Schedules | None,
-    winograd: str,
-    precision: Precision,
+    graph: Graph, options: tuple[Hardware, int, Schedules | None, str, Precision, float]
 ) -> tuple[list[Segment], list[Plan], dict[Node, str], dict[Node, str]]:
     """Segments and the plans of the compiled ones; what cannot be lowered moves to the others.
 
     Then the nodes that ONNX Runtime runs, and those that TVM's own kernels compute, with reasons.
     """
-    fallback = TvmFallback(hardware, threads)
+    fallback = TvmFallback(*options[:2])
     reasons = {n: r for n in graph.nodes() if (r := _not_static(graph, n)) is not None}
     while True:
         segments = partition(graph, reasons)
@@ -105,7 +104,7 @@ def _lower(
         for segment in segments:
             if not segment.compiled:
                 continue
-            lowering = Lowering(segment.graph, hardware, threads, schedules, winograd, precision)
+            lowering = Lowering(segment.graph, *options)
             for node, reason in lowering.run(RULES, fallback).items():
                 rejected[segment.original[node]] = reason
             from_tvm.update((segment.original[n], r) for n, r in lowering.notes.items())

@@ -19,6 +19,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.precision import Precision
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
+from pwopt.targets.cpu.growth import affordable_sides
 from pwopt.targets.cpu.kernels.copy import copy, fill_border
 from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
@@ -47,6 +48,8 @@ DTYPES = {  # element types that move through memory, and the dtype that TVM see
 _LINE = 64  # bytes
 _SKEWED = 2048
 
+_SIDES: dict[str, tuple[int, ...]] = {"off": (), "f2": (2,), "auto": (2, 4)}
+
 FEW_CHANNELS = 4  # of a row-major input that convolutions read as it lies
 
 
@@ -63,6 +66,7 @@ class Lowering:
     Attributes:
         schedules: that kernels get.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
+        max_growth: of packed weights over the graph's constants, by Winograd's algorithm.
         precision: number formats.
         plan: the steps so far.
         notes: of the nodes that the fallback was asked to lower, why no rule did.
@@ -76,10 +80,12 @@ class Lowering:
         schedules: Schedules | None = None,
         winograd: str = "auto",
         precision: Precision = Precision(),  # noqa: B008 - it is immutable
+        max_growth: float = math.inf,
     ) -> None:
         self.graph, self.hardware, self.threads = graph, precision.on(hardware), threads
         self.schedules, self.precision = schedules or Schedules(), precision
-        self.winograd = winograd
+        model, sides = cost_model(self.hardware), _SIDES[winograd]
+        self._sides = affordable_sides(graph, model, sides, max_growth) if sides else {}
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
         self.placement = Placement(graph)
@@ -314,6 +320,11 @@ class Lowering:
             (key if key is not None else id(array), axes), lambda: array.transpose(axes)
         )
         return Tensor(buffer, view)
+
+    @property
+    def winograd_sides(self) -> tuple[int, ...]:
+        """Sides of the Winograd tiles that the node being lowered may use, in rising order."""
+        return self._sides.get(self._node, ()) if self._node is not None else ()
 
     def schedule(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,11 @@ import pwopt
 from pwopt import driver, hardware
 from pwopt.errors import UsageError
 from pwopt.hardware import Hardware
+from pwopt.ir.graph import Graph
+from pwopt.models import blocks
+from pwopt.models.builder import ModelBuilder
+from pwopt.targets.cpu import growth
+from pwopt.targets.cpu.compile import compile_graph
 from tests.targets.kernel_helpers import levels
 from tests.targets.lowering_helpers import Arrays, check, model, node, normal
 
@@ -118,3 +124,33 @@ def test_smaller_tiles_where_the_error_would_be_too_large() -> None:
     assert compilation.verification is not None
     assert compilation.verification.status == "passed"
     assert kernels(executable)["winograd_2x2_3x3"] == 1
+
+
+def bytes_and_tiles(graph: Graph, max_growth: float) -> tuple[int, list[str]]:
+    """Packed constants of an executable, and its Winograd kernels in the order of the graph."""
+    executable = compile_graph(graph, hardware.host(), max_growth=max_growth)
+    kernels = [k["kernel"] for k in executable.report["kernels"]]
+    return executable.constants.nbytes, [k for k in kernels if k.startswith("winograd")]
+
+
+def test_growth_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one of three layers gets larger weights, it is the one that saves the most a byte."""
+    monkeypatch.setattr(growth, "FREE_BYTES", 0)
+    b = ModelBuilder("net")
+    x = b.relu(b.conv(b.input((1, 64, 56, 56)), 64, 3))
+    for _ in range(2):
+        x = b.relu(b.conv(b.pool(x, 2, 2), 64, 3))
+    graph = pwopt.optimize(b.build(x), verify=False).graph
+    direct, none = bytes_and_tiles(graph, 1.0)
+    half, some = bytes_and_tiles(graph, 2.1)
+    free, every = bytes_and_tiles(graph, math.inf)
+    assert none == []
+    assert 0 < len(some) < len(every) == 3
+    assert some[0] == every[0]  # 56x56: the most work for the same weights
+    assert direct < half < 2.1 * 1.05 * graph.constant_bytes < free
+
+
+@pytest.mark.parametrize("value", [0.9, math.nan])
+def test_growth_below_the_model(value: float) -> None:
+    with pytest.raises(UsageError, match="--max-size-growth"):
+        pwopt.compile(blocks.pointwise(), max_size_growth=value)

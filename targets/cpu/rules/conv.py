@@ -187,7 +187,7 @@ class _Layer:
     def full(self) -> _Call:
         """Any convolution, directly or by Winograd's algorithm."""
         g, hardware, lowering = self.geometry, self.hardware, self.lowering
-        sides = {"off": (), "f2": (2,), "auto": (2, 4)}[lowering.winograd]
+        sides = lowering.winograd_sides
         stored = weight_dtype(lowering, g.x, math.prod(g.y.shape[:3]))
         sides = sides if stored in ("float32", PAIR) and transforms_safely(self.arrays[0]) else ()
         # What Winograd's algorithm, which computes in float32, would read.
