@@ -338,7 +338,14 @@ def main() -> None:
         limits.confine()
     except KeyboardInterrupt as error:
         sys.exit(_report(error, chain=False))
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if _signal:
+        # CPython would end by SIGINT whatever the code where the interrupt hit code inside exec(),
+        # as of dataclasses.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
