@@ -135,12 +135,18 @@ def tune(
     alive = each(machines)
     while alive and search.left and time_left() > 0:  # what lost machines gave back
         alive = each(alive)
-    if not alive:
-        raise TuningError(f"{losses[-1]}; what was measured is kept in {database.path}")
     progress("tuning: the best against the untuned")
     best = Schedules(database.best(key))
-    untuned, tuned = variant(alive[0], Schedules()), variant(alive[0], best)
-    database.record(key, _compare(untuned, [tuned], _CONFIRM_ROUNDS))
+    for machine in alive:
+        try:
+            untuned, tuned = variant(machine, Schedules()), variant(machine, best)
+            confirmed = list(_compare(untuned, [tuned], _CONFIRM_ROUNDS))
+            break
+        except MachineLostError as loss:  # another one can do it
+            losses.append(loss)
+    else:
+        raise TuningError(f"{losses[-1]}; what was measured is kept in {database.path}")
+    database.record(key, confirmed)
     return Tuned(
         kernels=len(search.candidates),
         faster=len(database.best(key).keys() & search.candidates.keys()),

@@ -92,8 +92,15 @@ def graph() -> Graph:
     return pwopt.optimize(blocks.bottleneck(size=12), verify=False).graph
 
 
-def test_one_of_two_servers_is_killed_in_the_middle(
-    two_servers: Fleet, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("server", [0, 1])
+@pytest.mark.parametrize("moment", ["in the middle", "the best against the untuned"])
+def test_one_of_two_servers_is_killed(
+    two_servers: Fleet,
+    graph: Graph,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    server: int,
 ) -> None:
     monkeypatch.setattr(tuner, "MAX_CANDIDATES", 7)
     database = TuningDatabase(tmp_path / "tuning.sqlite")
@@ -103,8 +110,8 @@ def test_one_of_two_servers_is_killed_in_the_middle(
 
     def kill_one(text: str) -> None:
         said.append(text)
-        if len(said) == 2:
-            two_servers.kill(two_servers.servers[0])
+        if moment in text or (moment == "in the middle" and len(said) == 2):
+            two_servers.kill(two_servers.servers[server])
 
     found = tuner.tune(graph, HOST, 1, database, 1e6, progress=kill_one, machines=machines)
     assert found.finished
