@@ -115,9 +115,11 @@ class TuningDatabase:
                 "name another file with --database"
             )
         if layout == 0:
-            connection.execute("PRAGMA journal_mode = WAL")  # readers and a writer side by side
+            # One transaction, and no switch to WAL, which does not wait for another process.
+            connection.execute("BEGIN IMMEDIATE")
             connection.execute(_CREATE)
             connection.execute(f"PRAGMA user_version = {_LAYOUT}")
+            connection.execute("COMMIT")
         return connection
 
     @contextmanager

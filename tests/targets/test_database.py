@@ -6,6 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,21 @@ def test_two_writers_and_kills(database: TuningDatabase) -> None:
     assert {len(schedules) for schedules in found.values()} == {50}
     database.record(MACHINE, [Measurement("after", "x", 0.5, 1.0)])
     assert database.best(MACHINE)["after"] == "x"
+
+
+def test_many_make_the_file_at_once(tmp_path: Path) -> None:
+    writers = 8
+    for attempt in range(10):
+        database = TuningDatabase(tmp_path / f"{attempt}.sqlite")
+        start = threading.Barrier(writers)
+
+        def write(name: str, database: TuningDatabase = database) -> None:
+            start.wait()  # noqa: B023 - the threads end within the turn of the loop
+            database.record(MACHINE, [Measurement(name, "x", 0.5, 1.0)])
+
+        with ThreadPoolExecutor(writers) as pool:
+            list(pool.map(write, "abcdefgh"))
+        assert sorted(database.best(MACHINE)) == list("abcdefgh")
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
