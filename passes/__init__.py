@@ -28,13 +28,16 @@ from pwopt.passes.fuse_elementwise import FuseElementwise
 from pwopt.passes.fuse_epilogue import FuseEpilogue
 from pwopt.passes.hoist_stride import HoistStride
 from pwopt.passes.infer_shapes import InferShapes
+from pwopt.passes.insert_bottlenecks import InsertBottlenecks
 from pwopt.passes.merge_parallel_pointwise import MergeParallelPointwise
 from pwopt.passes.sink_transpose import SinkTranspose
 from pwopt.passes.sum_of_pointwise import SumOfPointwise
 from pwopt.pipeline import Pass, parse_specs
 
 __all__ = [
+    "CLEAN_UP",
     "DEFAULT",
+    "LOSSY",
     "LOWERING",
     "PASSES",
     "STRUCTURAL",
@@ -72,7 +75,7 @@ LOWERING: tuple[type[Pass], ...] = (
     FuseElementwise,
 )
 
-_DEFAULT: tuple[type[Pass], ...] = (
+CLEAN_UP: tuple[type[Pass], ...] = (
     EliminateDeadCode,
     FoldConstants,
     EliminateIdentity,
@@ -82,11 +85,14 @@ _DEFAULT: tuple[type[Pass], ...] = (
     EliminateCommonSubexpressions,
     EliminateDeadCode,
     InferShapes,
-    *STRUCTURAL,
-    *LOWERING,
 )
 
-PASSES: dict[str, type[Pass]] = {each.name: each for each in _DEFAULT}
+# These change what a model computes, within a budget, and run only where asked for.
+LOSSY: tuple[type[Pass], ...] = (InsertBottlenecks,)
+
+_DEFAULT = (*CLEAN_UP, *STRUCTURAL, *LOWERING)
+
+PASSES: dict[str, type[Pass]] = {each.name: each for each in (*_DEFAULT, *LOSSY)}
 
 
 def default_pipeline() -> list[Pass]:

@@ -24,6 +24,7 @@ from pwopt.pipeline import (
     UnsettledError,
     run_pass,
 )
+from pwopt.running import running
 
 # Wrong rewrites that are searched for in one run of a pass, which is left out beyond. The search
 # for each takes as many checks as the number of rewrites has binary digits, and two: 9 s of
@@ -257,7 +258,7 @@ class Guard:
         if after.failed:
             return 0, None
         try:
-            with checks.running(after.graph, reference.interpreted) as runner:
+            with running(after.graph, reference.interpreted) as runner:
                 sample = reference.worst_sample(runner)
             feeds = reference.samples[sample][0]
             found = taps.first_divergence(before, after.graph, feeds, reference.interpreted)

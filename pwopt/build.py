@@ -36,6 +36,9 @@ class Request:
         verify_passes: whether to check after every pass and to take wrong rewrites back.
         compile: whether to make an executable.
         code: how the executable is made.
+        bottleneck: budget of inserted bottlenecks, or None for none.
+        calibration: a file or folder of examples for them.
+        preprocessing: of images and bytes among the examples.
         tune_seconds: to measure schedules before it is made, or None.
     """
 
@@ -50,6 +53,9 @@ class Request:
     verify_passes: bool = False
     compile: bool = True
     code: CodeOptions = field(default_factory=CodeOptions)
+    bottleneck: float | None = None
+    calibration: Path | None = None
+    preprocessing: str | None = None
     tune_seconds: float | None = None
 
 
@@ -87,6 +93,9 @@ def build(
             verify_passes=request.verify_passes,
             hardware=machine,
             input_shapes=request.input_shapes,
+            bottleneck=request.bottleneck,
+            calibration=request.calibration,
+            preprocessing=request.preprocessing,
             progress=progress,
         )
         for row in made.report.passes:

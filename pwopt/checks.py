@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -17,8 +14,9 @@ from pwopt.errors import NumericsError, PwoptError
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.numerics import Difference
-from pwopt.ort import OrtError, OrtModel, version
+from pwopt.ort import OrtError, version
 from pwopt.precision import Precision
+from pwopt.running import Runner, exported, in_ort, input_types, running
 
 SEEDS = (0, 1, 2)
 # Seeds and magnitudes of further samples, for what a wrong rewrite may hide behind: pixels that
@@ -28,21 +26,9 @@ FURTHER = {3: 255.0, 4: 8.0, 6: 0.125}
 OPEN_SIZES = (64, 224, 32, 16, 8, 4, 2, 1)
 # An ill-conditioned model may move this much by itself; beyond, no comparison means anything.
 MAX_TOLERANCE = 0.1
-# Protobuf cannot serialize more than 2 GiB; larger graphs go through files.
-MAX_SERIALIZED_BYTES = 1 << 30
-# ONNX Runtime's own rewriting takes the square of a graph's size: 0.6 s at 2,500 nodes, 8 s at
-# 10,000. Beyond this many nodes the check does without, as it is about results only.
-MAX_REWRITTEN_NODES = 2000
 INTERPRETER = "the reference interpreter"  # for models that ONNX Runtime does not know
 
 Sample = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # inputs, outputs
-
-
-class Runner(Protocol):
-    """Anything that runs a model."""
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs by name."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +164,9 @@ def reference(
     name = f"ONNX Runtime {version()}"
     try:
         if source is not None:
-            return Reference(_load(source, original), original, name, further)
+            return Reference(in_ort(source, original), original, name, further)
         with exported(original) as file:
-            return Reference(_load(file, original), original, name, further)
+            return Reference(in_ort(file, original), original, name, further)
     except OrtError as error:
         from pwopt.frontend.reference import ReferenceModel
 
@@ -227,45 +213,6 @@ def disagreement(original: Reference, graph: Graph) -> str:
     except PwoptError as error:
         return str(error)
     return str(bad[0]) if bad else ""
-
-
-@contextmanager
-def running(graph: Graph, interpreted: bool = False) -> Iterator[Runner]:
-    """The graph in ONNX Runtime, or in the reference interpreter.
-
-    Raises:
-        PwoptError: the graph cannot be exported or run.
-    """
-    if interpreted:
-        from pwopt.frontend.reference import ReferenceModel
-
-        yield ReferenceModel(graph)
-        return
-    with exported(graph) as file:
-        yield _load(file, graph)
-
-
-def _load(source: Path | bytes, graph: Graph) -> OrtModel:
-    return OrtModel(source, optimize=len(graph) <= MAX_REWRITTEN_NODES)
-
-
-@contextmanager
-def exported(graph: Graph) -> Iterator[Path | bytes]:
-    """The graph as something that ONNX Runtime loads: bytes, or a temporary file where too big."""
-    from pwopt import frontend
-
-    if graph.constant_bytes < MAX_SERIALIZED_BYTES:
-        yield frontend.export(graph).SerializeToString()
-        return
-    with tempfile.TemporaryDirectory(prefix="pwopt-") as folder:
-        path = Path(folder) / "model.onnx"
-        frontend.save(graph, path)
-        yield path
-
-
-def input_types(graph: Graph) -> dict[str, TensorType]:
-    """The types of the inputs that must be fed, by name."""
-    return {node.names[0]: node.out.tensor for node in graph.inputs if node.get("default") is None}
 
 
 def closed(types: Mapping[str, TensorType], size: int) -> dict[str, TensorType]:

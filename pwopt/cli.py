@@ -105,6 +105,18 @@ def optimize(
         str,
         typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers."),
     ] = "fp32",
+    bottleneck: Annotated[
+        float | None,
+        typer.Option(metavar="BUDGET", help="Lossy: narrower layers; 0.01 may cost 1 % accuracy."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Examples for lossy passes: .npz, .npy, images' folder."),
+    ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(metavar="HOW", help="Of images or bytes: imagenet, unit, scale=255,mean=..."),
+    ] = None,
     tune: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="First measure schedules of the kernels for so long."),
@@ -137,6 +149,9 @@ def optimize(
         verify_passes=verify_passes,
         compile=compile_,
         code=CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth),
+        bottleneck=bottleneck,
+        calibration=calibration,
+        preprocessing=preprocessing,
         tune_seconds=tune,
     )
     with _Progress(quiet) as progress:

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pwopt import checks, numerics, ort, rounding
+from pwopt import numerics, ort, rounding
 from pwopt.baselines import OpenVinoModel, check_baselines
-from pwopt.checks import Runner
 from pwopt.errors import FrontendError, UsageError
 from pwopt.ir.types import TensorType
 from pwopt.precision import Precision
 from pwopt.report import plain_json
+from pwopt.running import Runner, input_types, running
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -331,7 +331,7 @@ def _types(
     from pwopt import frontend
 
     graph = frontend.load(source, input_shapes)
-    types = checks.input_types(graph)
+    types = input_types(graph)
     if program is not None and not input_shapes:
         own = {i.name: TensorType(i.dtype, tuple(i.shape)) for i in program.inputs}
         types = {n: own.get(n, t) if t.static_shape is None else t for n, t in types.items()}
@@ -373,7 +373,7 @@ def _rounding_errors(
     graph = frontend.load(source, {n: t.static_shape for n, t in types.items() if t.static_shape})
     found = []
     for variation in rounding.VARIATIONS:
-        with checks.running(rounding.rounded(graph, formats, variation)) as runner:
+        with running(rounding.rounded(graph, formats, variation)) as runner:
             found.append(numerics.differences(expected, runner.run(feeds)))
     return {d.output: d.error for d in numerics.worst(found)}
 

@@ -21,6 +21,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
+from pwopt.lossy import Examples, approximate
 from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest, run_pass
 from pwopt.precision import Precision
 from pwopt.report import Compilation, FileSize, Report, Source, summarize
@@ -92,6 +93,9 @@ def optimize(
     max_growth: float = MAX_GROWTH,
     hardware: Hardware | None = None,
     input_shapes: Shapes | None = None,
+    bottleneck: float | None = None,
+    calibration: Examples | None = None,
+    preprocessing: str | None = None,
     dump: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Optimized:
@@ -108,6 +112,12 @@ def optimize(
             expand more weights are not made.
         hardware: what to optimize for; this machine if left out.
         input_shapes: sizes for open dimensions, by input name.
+        bottleneck: budget of ``insert-bottlenecks``, which runs before ``passes``; None to leave
+            it out. After a lossy pass the check is that the others keep what it made; how far that
+            is from the original stands in the report.
+        calibration: examples for lossy passes, or a file or folder of them: see
+            :func:`pwopt.calibration.load`; random numbers if left out.
+        preprocessing: of images and bytes, such as ``"imagenet"``.
         dump: a folder for the graph's text after each pass that changed it; ``PWOPT_DUMP`` if
             left out.
         progress: called with a few words at the start of each step.
@@ -129,16 +139,33 @@ def optimize(
     original, source = read(model, input_shapes)
     limits.check_sizes(original)
     machine = hardware or _host()
-    graph = original.copy()
     room = growth.budget(original, max_growth)
+    lossy = [*_asked_for(bottleneck), *(each for each in sequence if each.lossy)]
+    sequence = [each for each in sequence if not each.lossy]
+    kept, raw, approximated = original, _raw(model), None
+    if lossy:
+        approximated = approximate(
+            original,
+            lossy,
+            machine,
+            target,
+            examples=calibration,
+            preprocessing=preprocessing,
+            measured=machine == _host() and target == "cpu",
+            progress=step,
+        )
+        kept, raw = approximated.graph, None
+    elif calibration is not None:
+        raise UsageError("calibration data are for lossy passes: give --bottleneck, too")
+    graph = kept.copy()
     context = Context(machine, target, budget=room)
     answers: Reference | str = "not asked for"
     guard = None
     if verify_passes:
         step("running the original")
-        answers = checks.reference(original, _raw(model), checks.FURTHER)
+        answers = checks.reference(kept, raw, checks.FURTHER)
         if isinstance(answers, Reference):
-            guard = Guard(answers, original, sequence, step)
+            guard = Guard(answers, kept, sequence, step)
     step("optimizing")
     rows = Pipeline(sequence, after_pass=_dumper(dump), runner=guard or run_pass).run(
         graph, context
@@ -147,8 +174,8 @@ def optimize(
     if verify:
         step("checking against the original")
     if verify and not verify_passes:
-        answers = checks.reference(original, _raw(model))
-    verification = _verified(answers, original, graph, sequence, context)
+        answers = checks.reference(kept, raw)
+    verification = _verified(answers, kept, graph, sequence, context)
     report = Report(
         version=_version(),
         source=source,
@@ -156,7 +183,8 @@ def optimize(
         hardware=machine,
         before=summarize(original, machine),
         after=summarize(graph, machine),
-        passes=tuple(rows),
+        passes=(*(approximated.passes if approximated else ()), *rows),
+        approximations=approximated.approximations if approximated else (),
         verification=verification,
         file=file,
         taken_back=tuple(guard.taken_back) if guard else (),
@@ -386,6 +414,13 @@ def _passes(passes: str | Sequence[Pass] | None) -> list[Pass]:
     from pwopt.passes import default_pipeline, parse
 
     return list(default_pipeline()) if passes is None else parse(passes)
+
+
+def _asked_for(bottleneck: float | None) -> list[Pass]:
+    """Lossy passes that have an option of their own."""
+    from pwopt.passes.insert_bottlenecks import InsertBottlenecks
+
+    return [] if bottleneck is None else [InsertBottlenecks(budget=bottleneck)]
 
 
 def _with_types(graph: Graph) -> Graph:

@@ -17,6 +17,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pwopt import hardware
+from pwopt.approximation import Approximation
+from pwopt.calibration import Calibration
 from pwopt.cost_model import CostModel, cost_model
 from pwopt.errors import PassError, PwoptError, UsageError
 from pwopt.growth import Budget, Growth
@@ -65,6 +67,14 @@ class Remark:
     text: str
 
 
+@dataclass(frozen=True)
+class KernelTime:
+    """Microseconds of a kernel, and the user's nodes that it computes."""
+
+    origin: frozenset[str]
+    us: float
+
+
 @dataclass
 class Context:
     """What a pass may ask for besides the graph.
@@ -78,6 +88,10 @@ class Context:
         barred: nodes, by pass spec and id, that a pass leaves alone.
         anchors: the nodes whose rewrites were made, in order.
         looked_at: the node that a pass looks at; where it is if it fails.
+        calibration: examples for lossy passes, None for none.
+        measure: the time of each kernel of a graph on the target; None where nothing can be
+            measured.
+        approximations: filled by lossy passes.
     """
 
     hardware: Hardware = field(default_factory=hardware.host)
@@ -88,6 +102,9 @@ class Context:
     barred: set[tuple[str, int]] = field(default_factory=set)
     anchors: list[Node] = field(default_factory=list)
     looked_at: Node | None = None
+    calibration: Calibration | None = None
+    measure: Callable[[Graph], Sequence[KernelTime]] | None = None
+    approximations: list[Approximation] = field(default_factory=list)
 
     @property
     def cost_model(self) -> CostModel:
@@ -127,10 +144,13 @@ class Pass(ABC):
         name: the pass's name on the command line, in kebab case.
         lowers: whether it turns standard operators into internal ones, which other passes do not
             look into.
+        lossy: whether it changes what the model computes; it then runs before the exact passes,
+            and not twice.
     """
 
     name: ClassVar[str]
     lowers: ClassVar[bool] = False
+    lossy: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pwopt import cost
+from pwopt.approximation import Approximation
 from pwopt.bisection import TakenBack
 from pwopt.checks import Verification
 from pwopt.cost_model import cost_model
@@ -117,8 +118,9 @@ class Report:
         hardware: what was optimized for.
         before, after: the graphs.
         passes: what each run of a pass did.
-        verification: of the optimized graph against the original.
+        verification: of the optimized graph against the original, or what lossy passes made.
         compilation: what the target made of it; None where it was not compiled.
+        approximations: what lossy passes did, with the loss on held-out examples.
         taken_back: wrong rewrites that --verify-passes found; they are not in the result.
         seconds: wall time.
         schema: of ``report.json``.
@@ -135,6 +137,7 @@ class Report:
     verification: Verification
     file: FileSize
     compilation: Compilation | None = None
+    approximations: tuple[Approximation, ...] = ()
     taken_back: tuple[TakenBack, ...] = ()
     seconds: float = 0.0
     schema: int = SCHEMA
@@ -288,6 +291,7 @@ def _summary(report: Report) -> list[str]:
         f" on one core of {report.hardware.mcpu}",
     ]
     lines.append(_file_text(report.file))
+    lines += [line for each in report.approximations for line in _approximation_lines(each)]
     lines += [line for each in report.taken_back for line in _taken_back_lines(each)]
     lines.append(f"checked     {_check_text(check)}")
     if report.compilation is not None:
@@ -301,6 +305,28 @@ def _summary(report: Report) -> list[str]:
         lines += _fallback_lines(c.fallbacks)
         if c.verification is not None:
             lines.append(f"checked     executable: {_check_text(c.verification)}")
+    return lines
+
+
+def _approximation_lines(made: Approximation) -> list[str]:
+    """What a lossy pass replaced, and what that cost on examples it had not seen."""
+    count = len(made.layers)
+    lines = [_escaped(f"lossy       {made.pass_spec}: {count} layer{'s' * (count != 1)} replaced")]
+    for each in made.layers:
+        times = [each.predicted_before_us, each.predicted_after_us]
+        if each.measured_before_us is not None and each.measured_after_us is not None:
+            times = [each.measured_before_us, each.measured_after_us]
+        took = " -> ".join(microseconds(t) for t in times)
+        lines.append(_escaped(f"            {each.node}: {each.text}; {took}"))
+    loss = made.loss
+    parts = [f"relative error {loss.l2:.2g}"]
+    if loss.agreement is not None and not made.random:
+        parts.insert(0, f"same class {loss.agreement:.1%}")
+    if loss.accuracy_before is not None and loss.accuracy_after is not None:
+        parts.insert(0, f"accuracy {loss.accuracy_before:.1%} -> {loss.accuracy_after:.1%}")
+    lines.append(f"            {', '.join(parts)} on {loss.examples} held-out examples")
+    if made.random:
+        lines.append("            accuracy unknown: no calibration data (--calibration)")
     return lines
 
 

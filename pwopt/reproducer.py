@@ -23,6 +23,7 @@ from pwopt.errors import PassError, PwoptError
 from pwopt.ir.extraction import extract
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.pipeline import Context, Pass, Pipeline, run_pass
+from pwopt.running import MAX_SERIALIZED_BYTES
 
 RINGS = (0, 1, 2, 4, 8)  # distances from the rewrite within which a model is cut out
 # What all candidates together may cost, in nodes and in multiply-accumulates, so many of which make
@@ -165,7 +166,7 @@ class _Search:
             self._left -= len(nodes) + cost.graph_macs(part) // UNIT_MACS
             if self._left < 0:
                 return False
-            if part.constant_bytes >= checks.MAX_SERIALIZED_BYTES:
+            if part.constant_bytes >= MAX_SERIALIZED_BYTES:
                 return False
             model = frontend.export(part).SerializeToString()
             graph = frontend.load(model)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pwopt import checks, numerics
+from pwopt import numerics
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.numerics import Difference
+from pwopt.running import running
 
 CHUNK = 32  # values that are looked at together; bounds the memory that they take
 
@@ -34,7 +35,7 @@ def values(
     tapped = graph.copy()
     names = [f"pwopt tap {i}" for i in range(len(wanted))]
     tapped.set_outputs(list(zip(names, wanted, strict=True)))
-    with checks.running(tapped, interpreted) as runner:
+    with running(tapped, interpreted) as runner:
         answers = runner.run(feeds)
     return [answers[name] for name in names]
 

@@ -11,9 +11,9 @@ import pytest
 
 import pwopt
 from pwopt import numerics, ort
-from pwopt.checks import Runner
 from pwopt.models import SUITE, labelled_data
 from pwopt.models.datasets import LABELLED
+from pwopt.running import Runner
 
 pytestmark = pytest.mark.models
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import onnx
 
-from pwopt import checks, driver, frontend, numerics, ort
+from pwopt import driver, frontend, numerics, ort
 from pwopt.comparison import Sample, Spread, interleaved
 from pwopt.errors import UsageError
 from pwopt.models import blocks
 from pwopt.models.suite import SUITE
 from pwopt.passes import STRUCTURAL, default_pipeline
 from pwopt.pipeline import Pass, PassReport
+from pwopt.running import input_types
 
 MAX_SLOWDOWN = 1.02  # of the optimized model in ONNX Runtime, and of a pass
 
@@ -97,7 +98,7 @@ def _measure(name: str, model: onnx.ModelProto, runs: int | None) -> Iterator[Pa
     results = {k: driver.optimize(graph, passes=v, verify=False) for k, v in variants.items()}
     counts = {k: _rewrites(v.report.passes) for k, v in results.items()}
     kept = [k for k in variants if k in ("", "all") or counts[k]]
-    feeds = numerics.random_inputs(checks.input_types(graph), seed=0)
+    feeds = numerics.random_inputs(input_types(graph), seed=0)
     compiled = {k: driver.compile(results[k].graph) for k in kept}
     wall, _ = interleaved(list(compiled.values()), feeds, runs)
     exported = [results[k].graph.to_onnx().SerializeToString() for k in kept]

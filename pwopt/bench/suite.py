@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pwopt import driver, numerics, ort
-from pwopt.checks import Runner
 from pwopt.comparison import compare
 from pwopt.driver import CodeOptions
 from pwopt.models.datasets import LABELLED, labelled_data
 from pwopt.models.suite import SuiteModel
 from pwopt.precision import Precision
+from pwopt.running import Runner
 
 MAX_GEOMEAN = 0.9
 MAX_RATIO = 1.1

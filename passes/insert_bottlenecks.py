@@ -1,0 +1,267 @@
+"""The pass ``insert-bottlenecks``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pwopt import calibration
+from pwopt.approximation import METRICS, Approximation, Judge, LayerChange
+from pwopt.calibration import Calibration
+from pwopt.errors import UsageError
+from pwopt.ir.graph import Graph
+from pwopt.passes import bottleneck, rank_choice
+from pwopt.passes.bottleneck import Layer
+from pwopt.passes.rank_choice import Choice, Plan
+from pwopt.pipeline import Context, KernelTime, Pass, Remark
+from pwopt.running import input_types
+
+_SHARES = (0.5, 0.25, 0.25)  # of the examples, for the fit, the search and the final judgement
+_PAYS = 0.97  # of the time before, or a layer stays as it is
+_PROBE = 0.05  # of the responses' energy that is taken away to see what the output makes of it
+_ATTEMPTS = 4  # at plans that keep the budget on examples which the search has not seen
+
+
+@dataclass(frozen=True)
+class InsertBottlenecks(Pass):
+    """Replaces layers by narrower ones between 1x1 convolutions, within a budget of error.
+
+    Rewrite:
+        ``Conv_kxk`` → ``Conv1x1``, ``Conv_kxk`` of fewer channels, ``Conv1x1``, or without the
+        first or the last of them; ``Conv1x1`` → two; ``Gemm`` → two.
+    Shapes:
+        one group, any strides, dilation, padding and spatial rank; matrices of rank 2.
+    Numerics:
+        lossy. Directions are principal ones of the layer's responses (and inputs) on calibration
+        data, the last 1x1 is fitted to the original's responses in the network as it is by then,
+        with the bias. Without data the weights' own directions. Ranks of all layers are chosen
+        together: the fastest that keep the budget on examples that the fit has not seen, by
+        predicted time, and by measured time where that is known. Other examples judge the result.
+    Misses when:
+        nothing is predicted or measured to be faster within the budget; weights are shared or not
+        constant; there are several groups, or too few channels.
+    Source:
+        Zhang et al., TPAMI 2016; Kim et al., ICLR 2016; see :mod:`pwopt.passes.low_rank`.
+
+    Attributes:
+        budget: the loss that is allowed, by the metric.
+        metric: "accuracy" (its decrease), "agreement" (share of examples whose class changes),
+            "kl" (divergence of class probabilities, nats), "l2" (relative), or "auto".
+        rank: instead of a search, this share of the channels is kept on both sides of every layer;
+            0 searches.
+    """
+
+    name: ClassVar[str] = "insert-bottlenecks"
+    lossy: ClassVar[bool] = True
+
+    budget: float = 0.01
+    metric: str = "auto"
+    rank: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.budget < math.inf or not 0 <= self.rank < 1:
+            raise UsageError(f"{self.spec}: the budget is at least 0, the rank from 0 to 1")
+        if self.metric not in METRICS:
+            raise UsageError(f"{self.spec}: the metric is one of {', '.join(METRICS)}")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        data = context.calibration or calibration.random(input_types(graph))
+        fit, search, held_out = data.split(*_SHARES)
+        layers = list(self._layers(graph, context))
+        if not layers:
+            return
+        judges = [Judge(graph, examples, self.metric) for examples in (search, held_out)]
+        bottleneck.observe(graph, layers, fit)
+        model = _Bottlenecks(graph.copy(), layers, fit, context)
+        plan = model.at_rank(self.rank) if self.rank else self._search(model, *judges)
+        changed = model.build(plan)
+        if all(choice.keeps for choice in plan):
+            changed = graph.copy()
+        for layer, choice in zip(layers, plan, strict=True):
+            if choice.keeps:
+                context.remarks.append(Remark(self.name, layer.label, False, model.why_not(layer)))
+            else:
+                context.rewritten(self, layer.node, layer.label, layer.text(choice))
+        loss = judges[1](changed)
+        context.approximations.append(
+            Approximation(
+                self.spec,
+                self.budget,
+                judges[1].metric,
+                loss,
+                data.source,
+                data.random,
+                len(fit),
+                len(search),
+                tuple(model.changes(plan)),
+            )
+        )
+        if not all(choice.keeps for choice in plan):
+            graph.restore(changed)
+
+    def _search(self, model: _Bottlenecks, judge: Judge, last: Judge) -> Plan:
+        """The fastest plan within the budget."""
+        model.weigh(judge)
+
+        def fits(plan: Plan, by: Judge = judge) -> bool:
+            return by(model.build(plan)).by(by.metric) <= self.budget
+
+        ordered = rank_choice.plans([layer.choices for layer in model.layers])
+        for _ in range(_ATTEMPTS):
+            chosen = rank_choice.most_aggressive(ordered, fits)
+            plan = model.without_losers(chosen)
+            if all(choice.keeps for choice in plan) or fits(plan, last):
+                return plan
+            ordered = ordered[ordered.index(chosen) + 1 :]
+            if not ordered:
+                break
+        return model.unchanged
+
+    def _layers(self, graph: Graph, context: Context) -> Iterator[Layer]:
+        for node in graph.topological():
+            if not node.is_op("Conv", "Gemm", "MatMul") or not context.may_rewrite(self, node):
+                continue
+            layer = bottleneck.read(graph, node)
+            if isinstance(layer, str):
+                context.remarks.append(Remark(self.name, node.label, False, layer))
+            else:
+                yield layer
+
+
+class _Bottlenecks:
+    """The network with each layer as it is or replaced.
+
+    Attributes:
+        layers: in topological order.
+        unchanged: the plan that keeps them all.
+    """
+
+    def __init__(
+        self, original: Graph, layers: list[Layer], fit: Calibration, context: Context
+    ) -> None:
+        self.layers, self._original, self._fit, self._context = layers, original, fit, context
+        self._model = context.cost_model
+        self._why: dict[Layer, str] = {}
+        self._built: tuple[Plan, Graph, dict[Layer, float]] | None = None
+        self._before: Sequence[KernelTime] = ()
+        unit = bottleneck.rank_unit(context.hardware)
+        for layer in layers:
+            keep = self._choice(layer, None, None)
+            every = [self._choice(layer, *ranks) for ranks in layer.ranks(unit)]
+            found = [c for c in every if c.us < _PAYS * keep.us]
+            layer.choices = [*rank_choice.pareto(found), keep]
+            if len(layer.choices) == 1:
+                least = min((c.us for c in every if not c.keeps), default=None)
+                self._why[layer] = _not_faster(layer, keep.us, least)
+        self.unchanged: Plan = tuple(layer.choices[-1] for layer in layers)
+
+    def build(self, plan: Plan) -> Graph:
+        """The network by a plan, each layer fitted in what stands before it by then."""
+        if self._built is not None and self._built[0] == plan:
+            return self._built[1]
+        graph, errors = self._original.copy(), dict[Layer, float]()
+        for layer, choice in zip(self.layers, plan, strict=True):
+            if not choice.keeps:
+                errors[layer] = bottleneck.replace(graph, layer, choice, self._fit)
+        self._built = (plan, graph, errors)
+        return graph
+
+    def weigh(self, judge: Judge) -> None:
+        """Multiplies the errors of a layer's choices by what the network's output makes of them."""
+        for layer in self.layers:
+            lossy = [c for c in layer.choices if c.error > 0]
+            if not lossy:
+                continue
+            probe = min(lossy, key=lambda c: abs(math.log(c.error / _PROBE)))
+            graph = self._original.copy()
+            bottleneck.replace(graph, layer, probe, None)
+            loss = judge(graph)
+            felt = loss.l2**2 if loss.kl is None else loss.kl
+            weight = max(felt, 1e-12) / probe.error
+            layer.choices = [replace(c, error=c.error * weight) for c in layer.choices]
+        self.unchanged = tuple(layer.choices[-1] for layer in self.layers)
+
+    def at_rank(self, share: float) -> Plan:
+        """Every layer with this share of its channels."""
+        unit = bottleneck.rank_unit(self._context.hardware)
+        plan = []
+        for layer in self.layers:
+            sizes = layer.weight.shape[1::-1]
+            wanted = [max(unit, round(share * size / unit) * unit) for size in sizes]
+            ranks = [w if w < size else None for w, size in zip(wanted, sizes, strict=True)]
+            if not layer.has_window:
+                ranks = [None, ranks[1] if ranks[0] is not None else None]
+            plan.append(self._choice(layer, *ranks))
+        return tuple(plan)
+
+    def without_losers(self, plan: Plan) -> Plan:
+        """The plan without what measures as no faster than the layer that it replaces."""
+        measure = self._context.measure
+        if measure is None or plan == self.unchanged:
+            return plan
+        self._before = self._before or measure(self._original)
+        after = measure(self.build(plan))
+        kept = []
+        for layer, choice in zip(self.layers, plan, strict=True):
+            old, new = _time_of(layer, self._before), _time_of(layer, after)
+            if choice.keeps or old is None or new is None or new < _PAYS * old:
+                kept.append(choice)
+                continue
+            self._why[layer] = f"{layer.text(choice)}: measured {new:.3g} us, {old:.3g} us before"
+            kept.append(layer.choices[-1])
+        return tuple(kept)
+
+    def why_not(self, layer: Layer) -> str:
+        """Why a layer stays as it is."""
+        return self._why.get(layer, "every faster choice would cost more than the budget allows")
+
+    def changes(self, plan: Plan) -> Iterator[LayerChange]:
+        """What each replaced layer became."""
+        graph = self.build(plan)
+        assert self._built is not None
+        measure, errors = self._context.measure, self._built[2]
+        after = measure(graph) if measure else ()
+        before = self._before or (measure(self._original) if measure else ())
+        for layer, choice in zip(self.layers, plan, strict=True):
+            if choice.keeps:
+                continue
+            old = bottleneck.figures(self._original, layer, layer.choices[-1], self._model)
+            new = bottleneck.figures(self._original, layer, choice, self._model)
+            yield LayerChange(
+                node=layer.label,
+                text=layer.text(choice),
+                channels_in=layer.weight.shape[1],
+                channels_out=layer.weight.shape[0],
+                rank_in=choice.rank_in,
+                rank_out=choice.rank_out,
+                parameters_before=old.parameters,
+                parameters_after=new.parameters,
+                macs_before=old.macs,
+                macs_after=new.macs,
+                predicted_before_us=old.us,
+                predicted_after_us=new.us,
+                measured_before_us=_time_of(layer, before),
+                measured_after_us=_time_of(layer, after),
+                error=errors[layer],
+                spectrum=layer.spectrum,
+            )
+
+    def _choice(self, layer: Layer, rank_in: int | None, rank_out: int | None) -> Choice:
+        choice = Choice(rank_in, rank_out, 0.0, layer.error(rank_in, rank_out))
+        figures = bottleneck.figures(self._original, layer, choice, self._model)
+        return replace(choice, us=figures.us)
+
+
+def _not_faster(layer: Layer, now: float, least: float | None) -> str:
+    """Why no narrower layer is predicted to pay."""
+    if least is None:
+        return f"{layer.weight.shape[1]} and {layer.weight.shape[0]} channels fill few vectors"
+    return f"predicted {now:.3g} us, {least:.3g} us at best with bottlenecks"
+
+
+def _time_of(layer: Layer, times: Sequence[KernelTime]) -> float | None:
+    """Of the kernels that descend from a layer; None where nothing is known of them."""
+    found = [each.us for each in times if each.origin & set(layer.node.origin)]
+    return sum(found) if found else None

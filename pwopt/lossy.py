@@ -1,0 +1,102 @@
+"""The lossy part of an optimization, before the exact one: on examples, within budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pwopt import calibration, layers
+from pwopt.approximation import Approximation
+from pwopt.calibration import Calibration, Preprocessing
+from pwopt.errors import CodegenError
+from pwopt.hardware import Hardware
+from pwopt.ir.graph import Graph
+from pwopt.pipeline import Context, KernelTime, Pass, PassReport, Pipeline
+from pwopt.running import input_types
+
+Examples = Calibration | str | Path  # or a file or folder of them
+
+
+@dataclass(frozen=True)
+class Approximated:
+    """A model that computes nearly the same.
+
+    Attributes:
+        graph: the model.
+        passes: what each pass did.
+        approximations: what each lossy pass did.
+    """
+
+    graph: Graph
+    passes: tuple[PassReport, ...]
+    approximations: tuple[Approximation, ...]
+
+
+def approximate(
+    original: Graph,
+    passes: Sequence[Pass],
+    machine: Hardware,
+    target: str = "cpu",
+    *,
+    examples: Examples | None = None,
+    preprocessing: str | None = None,
+    measured: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Approximated:
+    """Runs lossy passes, each once, on a model that was cleaned up before.
+
+    Args:
+        original: is not changed.
+        passes: lossy ones.
+        machine: to make it faster on.
+        target: "cpu" or "cuda".
+        examples: calibration data, or a file or folder; random numbers if left out.
+        preprocessing: of images and bytes: see :meth:`Preprocessing.parse`.
+        measured: whether layers may be measured, where ``machine`` is this one.
+        progress: called with a few words at the start of each step.
+
+    Raises:
+        UsageError: the examples cannot be read or do not fit the model.
+        PassError: a pass failed.
+    """
+    from pwopt.passes import CLEAN_UP
+
+    data = None
+    if examples is not None:
+        progress("reading calibration data")
+        data = load_examples(examples, original, preprocessing)
+    context = Context(machine, target, calibration=data)
+    if measured:
+        context.measure = lambda graph: kernel_times(graph, machine, target)
+    graph = original.copy()
+    rows = Pipeline([each() for each in CLEAN_UP]).run(graph, context)
+    for each in passes:
+        progress(each.name)
+        rows += Pipeline([each], rounds=1).run(graph, context)
+    return Approximated(graph, tuple(rows), tuple(context.approximations))
+
+
+def load_examples(examples: Examples, graph: Graph, preprocessing: str | None) -> Calibration:
+    """Calibration data for a model's inputs.
+
+    Raises:
+        UsageError: they cannot be read or do not fit the model.
+    """
+    if isinstance(examples, Calibration):
+        return examples
+    how = None if preprocessing is None else Preprocessing.parse(preprocessing)
+    return calibration.load(examples, input_types(graph), how)
+
+
+def kernel_times(graph: Graph, machine: Hardware, target: str) -> Sequence[KernelTime]:
+    """Measures the kernels of a graph after the exact passes; nothing where one has no kernel."""
+    from pwopt.passes import default_pipeline
+
+    graph = graph.copy()
+    Pipeline(default_pipeline()).run(graph, Context(machine, target))
+    try:
+        times = layers.measure(graph, machine)
+    except CodegenError:
+        return ()
+    return [KernelTime(frozenset(node.origin), us) for node, us in times.items()]
