@@ -1,4 +1,4 @@
-"""The command line: ``pwopt optimize | compare | tune | passes | inspect``.
+"""The command line: ``pwopt optimize | compare | tune | passes | inspect | bench``.
 
 Data goes to stdout, progress and logs to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 interrupted.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pwopt import env
+from pwopt.bench.cli import app as bench
 from pwopt.errors import PwoptError, UsageError
 from pwopt.growth import MAX_GROWTH, MAX_SIZE_GROWTH
 
@@ -322,6 +323,9 @@ def inspect(
     if top and found:
         console.print("", f"predicted for one core of {machine.mcpu}:", "", sep="\n")
         console.print(layers.render(found, top))
+
+
+app.add_typer(bench, name="bench")
 
 
 def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:

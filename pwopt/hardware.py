@@ -43,7 +43,7 @@ class Hardware:
     l1_bytes: int = 32 * 1024
     l2_bytes: int = 1024 * 1024
     l3_bytes: int = 32 * 1024 * 1024
-    # Fitted to `python -m pwopt.bench --calibrate`, one thread; here on a Xeon (Cascade Lake, 2.5
+    # Fitted to `pwopt bench calibrate`, one thread; here on a Xeon (Cascade Lake, 2.5
     # GHz, 36 MB of shared L3) on 2026-11-21, processor time beside other work.
     peak_gflops: float = 150.0  # 152 in registers
     bandwidth_gbps: float = 12.0

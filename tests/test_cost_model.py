@@ -22,7 +22,7 @@ DIRECT = CostModel(AVX512, winograd=False)
 # The table knows direct kernels only.
 CALIBRATED = CostModel(replace(AVX512, l2_bytes=1024 * 1024, l3_bytes=36608 * 1024), winograd=False)
 
-# Microseconds that `python -m pwopt.bench --calibrate` measured on the machine of hardware.py.
+# Microseconds that `pwopt bench calibrate` measured on the machine of hardware.py.
 MEASURED = {
     "1x1 64->64 @56": 232,
     "1x1 64->256 @56": 842,

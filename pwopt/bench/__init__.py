@@ -1,5 +1,1 @@
-"""Benchmarks: everything that pwopt promises about speed and cost, measured by one command.
-
-python -m pwopt.bench            # the fourteen networks: correctness and latency
-python -m pwopt.bench --all      # and kernels, building, and graphs of up to 100,000 nodes
-"""
+"""Benchmarks: everything that pwopt promises about speed and cost; ``pwopt bench`` runs them."""

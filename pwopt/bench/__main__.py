@@ -1,8 +1,10 @@
-"""``python -m pwopt.bench``."""
+"""``python -m pwopt.bench``: the same as ``pwopt bench``."""
 
 from __future__ import annotations
 
-from pwopt.bench.cli import main
+import sys
+
+from pwopt.cli import run
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(["bench", *sys.argv[1:]]))

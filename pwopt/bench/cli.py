@@ -1,151 +1,332 @@
-"""The benchmark's command line."""
+"""The benchmark's command line: ``pwopt bench``, or ``python -m pwopt.bench``.
+
+What a command needs is imported when it runs, because ``pwopt --help`` imports this module.
+"""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import platform
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-import pwopt
-from pwopt import comparison
-from pwopt.bench import calibrate as calibration
-from pwopt.bench import tables
-from pwopt.bench.build import measure_builds, measure_scale
-from pwopt.bench.kernels import measure_kernels, measure_winograd
-from pwopt.bench.passes import measure_passes
-from pwopt.bench.suite import geometric_mean, run_suite
-from pwopt.errors import PwoptError, UsageError
-from pwopt.models.suite import load_suite
+from pwopt.errors import PwoptError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from pwopt.models.suite import SuiteModel
+
+app = typer.Typer(
+    help="Measures what pwopt promises, on this machine.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Networks; all by default.", show_default=False)
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
+RunsOption = Annotated[
+    int | None, typer.Option(min=1, help="Interleaved samples; default: about ten seconds.")
+]
+OpenVinoOption = Annotated[bool, typer.Option("--openvino", help="OpenVINO as a second peer.")]
+PlotOption = Annotated[
+    Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the result, too.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result as JSON.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.command()
-def bench(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Networks of --suite or --passes; all by default.")
-    ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every section.")] = False,
-    suite: Annotated[bool, typer.Option(help="The networks (default section).")] = False,
-    kernels: Annotated[
-        bool, typer.Option(help="Pointwise and 3x3 kernels beside the peak.")
-    ] = False,
-    calibrate: Annotated[
-        bool, typer.Option(help="The cost model's predictions beside measured kernels.")
-    ] = False,
-    passes: Annotated[
-        bool, typer.Option(help="Work and latency without and with each structural pass.")
-    ] = False,
-    build: Annotated[bool, typer.Option(help="Time and memory of builds.")] = False,
-    scale: Annotated[bool, typer.Option(help="Graphs of up to 100,000 nodes.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
-    runs: Annotated[int | None, typer.Option(min=1, help="Interleaved samples.")] = None,
-    openvino: Annotated[bool, typer.Option(help="OpenVINO as one more baseline.")] = False,
-    accuracy: Annotated[bool, typer.Option(help="Labelled data, too.")] = True,
+def suite(
+    names: NamesArgument = None,
+    threads: ThreadsOption = 1,
+    runs: RunsOption = None,
+    openvino: OpenVinoOption = False,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy/--no-accuracy", help="Labelled data, too.")
+    ] = True,
     precision: Annotated[
-        str, typer.Option(help="Of --suite's executables: fp32 or bf16 (and OpenVINO's).")
+        str, typer.Option(metavar="fp32|bf16", help="Of the executables, and of OpenVINO.")
     ] = "fp32",
-    fc_weights: Annotated[str, typer.Option(help="fp32, bf16 or int8, in --suite.")] = "fp32",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write JSON.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    fc_weights: Annotated[
+        str, typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers.")
+    ] = "fp32",
+    plot: PlotOption = None,
+    output: OutputOption = None,
+    json_: JsonOption = False,
 ) -> None:
-    """Measures what pwopt promises; exit code 1 if a network fails or differs."""
-    suite = suite or not (kernels or calibrate or passes or build or scale)
-    report = functools.partial(typer.echo, err=True)
-    console = Console(stderr=json_, width=None if sys.stdout.isatty() else 170)
-    result: dict[str, Any] = {"environment": _environment(threads)}
-    failed = False
-    if all_ or suite:
-        rows = []
-        peer = "openvino-bf16" if precision == "bf16" else "openvino"
-        baselines = ["onnxruntime", *([peer] if openvino else [])]
-        for row in run_suite(
-            load_suite(names or None),
-            threads=threads,
-            runs=runs,
-            baselines=baselines,
-            accuracy=accuracy,
-            precision=precision,
-            fc_weights=fc_weights,
-            progress=report,
-        ):
-            rows.append(row)
-        console.print(tables.suite_table(rows), *tables.suite_summary(rows), sep="\n")
-        ratios = [r.ratio["compiled"].median for r in rows if not r.failure]
-        result["suite"] = [asdict(r) | {"passed": r.passed} for r in rows]
-        result["geometric_mean"] = geometric_mean(ratios) if ratios else None
-        failed = not all(r.passed for r in rows)
-    if all_ or kernels:
-        speeds = list(measure_kernels())
-        console.print(tables.kernel_table(speeds))
-        result["kernels"] = [asdict(s) | {"passed": s.passed} for s in speeds]
-        layers = list(measure_winograd())
-        console.print(tables.winograd_table(layers))
-        result["winograd"] = [asdict(layer) for layer in layers]
-    if all_ or calibrate:
-        predictions = list(calibration.measure())
-        console.print(tables.calibration_table(predictions))
-        result["calibration"] = [asdict(p) | {"ratio": p.ratio} for p in predictions]
-    if all_ or passes:
-        changes = list(measure_passes(names or None, runs=runs, progress=report))
-        console.print(tables.pass_table(changes))
-        result["passes"] = [asdict(c) | {"passed": c.passed} for c in changes]
-    if all_ or build or scale:
-        costs = list(measure_builds()) if all_ or build else []
-        costs += list(measure_scale()) if all_ or scale else []
-        console.print(tables.build_table(costs))
-        result["build"] = [asdict(c) | {"passed": c.passed} for c in costs]
-        failed = failed or any(c.failure for c in costs)
-    _write(result, output, json_)
-    raise typer.Exit(1 if failed else 0)
+    """Networks: correctness, latency beside the peers, share of the peak.
+
+    The exit code is 1 if one fails or differs.
+    """
+    if plot is not None:
+        from pwopt.bench.plot import check_plot
+
+        check_plot(plot)
+    sheet = _Sheet(output, json_, threads)
+    _suite(
+        sheet,
+        _chosen(names),
+        plot,
+        threads=threads,
+        runs=runs,
+        openvino=openvino,
+        accuracy=accuracy,
+        precision=precision,
+        fc_weights=fc_weights,
+    )
+    sheet.finish()
 
 
-def _write(result: dict[str, Any], output: Path | None, to_stdout: bool) -> None:
-    # NaN is not JSON: a failed row's numbers become null.
-    text = json.dumps(_without_nan(result), indent=1, allow_nan=False)
-    if to_stdout:
-        typer.echo(text)
-    if output is not None:
-        try:
-            output.write_text(text + "\n")
-        except OSError as error:
-            raise PwoptError(f"{output}: cannot be written: {error.strerror}") from error
+@app.command()
+def kernels(output: OutputOption = None, json_: JsonOption = False) -> None:
+    """Pointwise and 3x3 kernels beside the multiply-add peak, one thread."""
+    sheet = _Sheet(output, json_)
+    _kernels(sheet)
+    sheet.finish()
+
+
+@app.command()
+def claims(
+    threads: ThreadsOption = 1,
+    runs: RunsOption = None,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """The classic claims about 1x1 convolutions, by work and by the clock."""
+    sheet = _Sheet(output, json_, threads)
+    _claims(sheet, threads, runs)
+    sheet.finish()
+
+
+@app.command()
+def memory(
+    names: NamesArgument = None,
+    threads: ThreadsOption = 1,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Peak memory of running each network, a fresh process each."""
+    sheet = _Sheet(output, json_, threads)
+    _memory(sheet, _chosen(names), threads)
+    sheet.finish()
+
+
+@app.command()
+def passes(
+    names: NamesArgument = None,
+    runs: RunsOption = None,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Work and latency without and with each structural pass, one thread."""
+    sheet = _Sheet(output, json_)
+    _passes(sheet, names, runs)
+    sheet.finish()
+
+
+@app.command()
+def calibrate(output: OutputOption = None, json_: JsonOption = False) -> None:
+    """The cost model's predictions beside measured kernels, one thread."""
+    sheet = _Sheet(output, json_)
+    _calibrate(sheet)
+    sheet.finish()
+
+
+@app.command()
+def build(
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Graphs of up to 100,000 nodes instead.")
+    ] = False,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Time and memory of `pwopt optimize` as a process."""
+    sheet = _Sheet(output, json_)
+    _build(sheet, networks=not scale, graphs=scale)
+    sheet.finish()
+
+
+@app.command("all")
+def all_(
+    threads: ThreadsOption = 1,
+    runs: RunsOption = None,
+    openvino: OpenVinoOption = False,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Every section, one after the other: an hour."""
+    sheet, models = _Sheet(output, json_, threads), _chosen(None)
+    _suite(sheet, models, None, threads=threads, runs=runs, openvino=openvino)
+    _kernels(sheet)
+    _claims(sheet, threads, runs)
+    _memory(sheet, models, threads)
+    _passes(sheet, None, runs)
+    _calibrate(sheet)
+    _build(sheet, networks=True, graphs=True)
+    sheet.finish()
+
+
+class _Sheet:
+    """Tables as they come, and everything together as JSON at the end."""
+
+    def __init__(self, output: Path | None, to_stdout: bool, threads: int = 1) -> None:
+        from rich.console import Console
+
+        self._output, self._to_stdout = output, to_stdout
+        width = None if sys.stdout.isatty() else 170
+        self._console = Console(stderr=to_stdout, width=width, highlight=False)
+        self.failed = False
+        self.result: dict[str, Any] = {"environment": _environment(threads)}
+
+    def log(self, line: str) -> None:
+        typer.echo(line, err=True)
+
+    def show(self, *things: Any) -> None:
+        self._console.print(*things, sep="\n")
+
+    def add(self, section: str, rows: Iterable[Any], *properties: str) -> None:
+        """Dataclasses as a list of a section, with some properties beside their fields."""
+        listed = [asdict(row) | {name: getattr(row, name) for name in properties} for row in rows]
+        self.result[section] = listed
+
+    def finish(self) -> None:
+        """Writes the JSON, and exits with 1 if something failed."""
+        # NaN is not JSON: a failed row's numbers become null.
+        text = json.dumps(_without_nan(self.result), indent=1, allow_nan=False)
+        if self._to_stdout:
+            typer.echo(text)
+        if self._output is not None:
+            try:
+                self._output.write_text(text + "\n")
+            except OSError as error:
+                raise PwoptError(f"{self._output}: cannot be written: {error.strerror}") from error
+        if self.failed:
+            raise typer.Exit(1)
+
+
+def _suite(
+    sheet: _Sheet,
+    models: Sequence[SuiteModel],
+    plot: Path | None,
+    *,
+    openvino: bool,
+    precision: str = "fp32",
+    **options: Any,
+) -> None:
+    from pwopt.bench import tables
+    from pwopt.bench.suite import run_suite, summarize
+
+    peer = "openvino-bf16" if precision == "bf16" else "openvino"
+    baselines = ["onnxruntime", *([peer] if openvino else [])]
+    rows = list(
+        run_suite(models, baselines=baselines, precision=precision, progress=sheet.log, **options)
+    )
+    sheet.show(tables.suite_table(rows), *tables.suite_summary(rows))
+    sheet.add("suite", rows, "passed", "best_peer", "best_ratio", "share")
+    sheet.result["geometric_mean"] = asdict(summarize(rows))
+    sheet.failed |= not all(row.passed for row in rows)
+    if plot is not None:
+        from pwopt.bench.plot import draw_suite
+
+        draw_suite(rows, plot, sheet.result["environment"]["cpu"])
+
+
+def _kernels(sheet: _Sheet) -> None:
+    from pwopt.bench import tables
+    from pwopt.bench.kernels import measure_kernels, measure_winograd
+
+    speeds = list(measure_kernels())
+    sheet.show(tables.kernel_table(speeds))
+    sheet.add("kernels", speeds, "passed")
+    layers = list(measure_winograd())
+    sheet.show(tables.winograd_table(layers))
+    sheet.add("winograd", layers)
+
+
+def _claims(sheet: _Sheet, threads: int, runs: int | None) -> None:
+    from pwopt.bench import tables
+    from pwopt.bench.claims import measure_claims
+
+    rows = list(measure_claims(threads, runs, progress=sheet.log))
+    sheet.show(tables.claim_table(rows))
+    sheet.add("claims", rows, "by_work", "claimed", "holds_in")
+
+
+def _memory(sheet: _Sheet, models: Sequence[SuiteModel], threads: int) -> None:
+    from pwopt.bench import tables
+    from pwopt.bench.memory import measure_memory
+
+    rows = list(measure_memory(models, threads, sheet.log))
+    sheet.show(tables.memory_table(rows))
+    sheet.add("memory", rows, "passed")
+    sheet.failed |= any(row.failure for row in rows)
+
+
+def _passes(sheet: _Sheet, names: list[str] | None, runs: int | None) -> None:
+    from pwopt.bench import tables
+    from pwopt.bench.passes import measure_passes
+
+    rows = list(measure_passes(names, runs=runs, progress=sheet.log))
+    sheet.show(tables.pass_table(rows))
+    sheet.add("passes", rows, "passed")
+
+
+def _calibrate(sheet: _Sheet) -> None:
+    from pwopt.bench import tables
+    from pwopt.bench.calibrate import measure
+
+    rows = list(measure())
+    sheet.show(tables.calibration_table(rows))
+    sheet.add("calibration", rows, "ratio")
+
+
+def _build(sheet: _Sheet, *, networks: bool, graphs: bool) -> None:
+    from pwopt.bench import tables
+    from pwopt.bench.build import measure_builds, measure_scale
+
+    rows = list(measure_builds()) if networks else []
+    rows += list(measure_scale()) if graphs else []
+    sheet.show(tables.build_table(rows))
+    sheet.add("build", rows, "passed")
+    sheet.failed |= any(row.failure for row in rows)
+
+
+def _chosen(names: list[str] | None) -> list[SuiteModel]:
+    from pwopt.models.suite import load_suite
+
+    return load_suite(names or None)
 
 
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
 def _environment(threads: int) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    import pwopt
+    from pwopt.comparison import cpu_name
+
     return {
         "pwopt": pwopt.__version__,
         "onnxruntime": version("onnxruntime"),
         "tvm": version("apache-tvm"),
         "python": platform.python_version(),
-        "cpu": comparison.cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "threads": threads,
     }
-
-
-def main() -> None:
-    """Runs the command line: one line on stderr for an error."""
-    try:
-        app()
-    except PwoptError as error:
-        typer.echo(f"pwopt.bench: {error}", err=True)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None

@@ -61,26 +61,28 @@ class Layer:
 
     Attributes:
         in_channels, out_channels: of the layer.
-        side: of the square map.
+        height, width: of the map.
         size: of the kernel.
         m: side of Winograd's output tiles; 0 computes directly.
     """
 
     in_channels: int
     out_channels: int
-    side: int
+    height: int
+    width: int
     size: int = 1
     m: int = 0
 
     @property
     def label(self) -> str:
         """For example "64->256 @56x56"."""
-        return f"{self.in_channels}->{self.out_channels} @{self.side}x{self.side}"
+        return f"{self.in_channels}->{self.out_channels} @{self.height}x{self.width}"
 
     @property
     def gflop(self) -> float:
         """Of the direct algorithm."""
-        return 2e-9 * self.in_channels * self.out_channels * (self.side * self.size) ** 2
+        pixels = self.height * self.width
+        return 2e-9 * self.in_channels * self.out_channels * pixels * self.size**2
 
 
 def measure_layers(
@@ -96,23 +98,28 @@ def measure_layers(
         rounds: samples of each.
     """
     made = [_layer(each, hardware) for each in layers]
-    kernels = {"peak": _peak_kernel(hardware)}
-    kernels |= {f"k{i}": function for i, (function, _) in enumerate(made)}
-    library = _library(kernels, hardware)
-    scratch = _aligned(np.full(_peak_registers(hardware) * hardware.lanes, 0.5, np.float32))
-    peak = _bind(library, "peak", [scratch])
-    peak_work = 2e-9 * _PEAK_STEPS * _peak_registers(hardware) * hardware.lanes
+    kernels = {f"k{i}": function for i, (function, _) in enumerate(made)}
+    library, peak = _library(kernels, hardware), peak_meter(hardware)
     for i, layer in enumerate(layers):
         run = _bind(library, f"k{i}", made[i][1])
-        seconds = [(_best(peak), _best(run)) for _ in range(rounds)]
-        peaks = np.array([peak_work / p for p, _ in seconds])
-        speeds = np.array([layer.gflop / k for _, k in seconds])
+        samples = [(peak(), layer.gflop / _best(run)) for _ in range(rounds)]
+        peaks, speeds = np.array(samples).T
         yield KernelSpeed(
             layer.label,
             float(np.median(speeds)),
             float(np.median(peaks)),
             float(np.median(speeds / peaks)),
         )
+
+
+def peak_meter(hardware: Hardware) -> Callable[[], float]:
+    """What measures the multiply-add peak of one core: GFLOP/s of now, in some milliseconds."""
+    registers = _peak_registers(hardware)
+    library = _library({"peak": _peak_kernel(hardware)}, hardware)
+    scratch = _aligned(np.full(registers * hardware.lanes, 0.5, np.float32))
+    run = _bind(library, "peak", [scratch])
+    gflop = 2e-9 * _PEAK_STEPS * registers * hardware.lanes
+    return lambda: gflop / _best(run)
 
 
 def _best(run: Run, samples: int = 3) -> float:
@@ -154,7 +161,9 @@ def _peak_kernel(hardware: Hardware) -> tirx.PrimFunc:
 def _layer(layer: Layer, hardware: Hardware) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
     """The kernel of a layer and its operands."""
     pad, inside, outside = layer.size // 2, layer.in_channels, layer.out_channels
-    x, y = _map(layer.side, inside, pad), _map(layer.side, outside)
+    hardware = hardware.for_channels(outside)  # as lowering does
+    sides = layer.height, layer.width
+    x, y = _map(sides, inside, pad), _map(sides, outside)
     window = Window((layer.size, layer.size), pads=(pad, pad))
     geometry = Geometry(x, y, (), window, 1, hardware.lanes)
     rng = np.random.default_rng(0)
@@ -171,14 +180,16 @@ def _layer(layer: Layer, hardware: Hardware) -> tuple[tirx.PrimFunc, list[np.nda
         tile = choose_tile(geometry, hardware)
         function = conv(*operands, tile)
         packed = pack_conv(*weights, 1, tile, hardware.lanes)
-    pixels = rng.standard_normal((layer.side + 2 * pad) ** 2 * inside, dtype=np.float32)
-    arrays = [pixels, *packed, *space, np.zeros(layer.side**2 * outside, np.float32)]
+    padded = math.prod(side + 2 * pad for side in sides)
+    pixels = rng.standard_normal(padded * inside, dtype=np.float32)
+    arrays = [pixels, *packed, *space, np.zeros(math.prod(sides) * outside, np.float32)]
     return function, [_aligned(a) for a in arrays]
 
 
-def _map(side: int, channels: int, pad: int = 0) -> View:
-    shape, row = (1, side, side, channels), (side + 2 * pad) * channels
-    strides = ((side + 2 * pad) * row, row, channels, 1)
+def _map(sides: tuple[int, int], channels: int, pad: int = 0) -> View:
+    height, width = sides
+    shape, row = (1, height, width, channels), (width + 2 * pad) * channels
+    strides = ((height + 2 * pad) * row, row, channels, 1)
     return View(shape, strides, pad * (row + channels), "float32")
 
 

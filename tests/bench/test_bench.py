@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pwopt.bench import build, cli, tables
 from pwopt.bench.build import BuildCost
 from pwopt.bench.kernels import KernelRow, WinogradRow
 from pwopt.bench.passes import PassRow, measure_passes
-from pwopt.bench.suite import Latency, SuiteRow, geometric_mean, run_suite
+from pwopt.bench.suite import Latency, SuiteRow, geometric_mean, run_suite, summarize
 from pwopt.comparison import Spread
 from pwopt.errors import UsageError
 from pwopt.models import SUITE, blocks
@@ -75,10 +76,12 @@ def test_tables_show_every_row() -> None:
     rows = [row(ratio=0.5), row(ratio=1.3), SuiteRow("broken", failure="Error: [x] y")]
     text = text_of(tables.suite_table(rows), *tables.suite_summary(rows))
     assert "[x] y" in text
-    assert "largest ratio: 1.300 (promised: at most 1.1; missed)" in text
+    assert "geometric mean over the best peer: 0.806 (goal: at most 0.65; missed)" in text
+    assert "largest ratio to the best peer: 1.300 (goal: at most 0.9; missed)" in text
     assert "same accuracy: 2 of 3" in text
     speed = KernelRow("64->256", 90.0, 100.0, 0.9)
-    assert "90.0%" in text_of(tables.kernel_table([speed]))
+    assert re.search(r"90\.0%.*93%.*no", text_of(tables.kernel_table([speed])))
+    assert re.search(r"80%.*yes", text_of(tables.kernel_table([replace(speed, goal=0.8)])))
     ways = {"direct": 0.97, "F(2x2)": 1.9, "F(4x4)": 3.1}
     layer = WinogradRow("64->64", {name: 100 * share for name, share in ways.items()}, ways)
     assert "310 (310%)" in text_of(tables.winograd_table([layer]))
@@ -98,6 +101,20 @@ def test_sizes_are_measured_deep_and_wide() -> None:
 def test_json_has_no_nan() -> None:
     plain = cli._without_nan({"a": [1.0, math.nan, math.inf], "b": "x"})
     assert json.loads(json.dumps(plain, allow_nan=False)) == {"a": [1.0, None, None], "b": "x"}
+
+
+def test_best_peer_and_share_of_the_peak() -> None:
+    alone = replace(row(ratio=0.5), macs=10**9, peak_gflops=4000.0)
+    assert (alone.best_peer, alone.best_ratio) == ("onnxruntime", 0.5)
+    assert alone.share["compiled"] == pytest.approx(0.5)  # 2 GFLOP in a millisecond
+    faster = Latency(0.8, 0.8, 0.8)
+    beside = replace(alone, ratio={**alone.ratio, "openvino": faster})
+    assert beside.best_peer == "openvino"
+    assert beside.best_ratio == pytest.approx(0.625)
+    means = summarize([alone, beside, SuiteRow("broken", failure="no")])
+    assert means.onnxruntime == pytest.approx(0.5)
+    assert means.best_peer == pytest.approx(math.sqrt(0.5 * 0.625))
+    assert math.isnan(SuiteRow("broken", failure="no").best_ratio)
 
 
 def test_build_is_measured_and_its_failure_noticed(tmp_path: Path) -> None:
@@ -131,6 +148,11 @@ def test_a_slow_pass_does_not_pass() -> None:
     assert PassRow("net", "all", 1, 2, 1, fine, fine).passed
     assert not PassRow("net", "all", 1, 2, 1, slow, fine).passed
     assert not PassRow("net", "all", 1, 2, 1, fine, slow).passed
+
+
+def test_unknown_peer() -> None:
+    with pytest.raises(UsageError, match="did you mean 'openvino'"):
+        list(run_suite([SUITE["mnist_conv"]], baselines=["openvin"]))
 
 
 def test_unknown_network_of_passes() -> None:
