@@ -5,17 +5,14 @@ What a command needs is imported when it runs, because ``pwopt --help`` imports 
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pwopt.errors import PwoptError
+from pwopt.bench.sheet import Sheet
 
 if TYPE_CHECKING:
     from pwopt.models.suite import SuiteModel
@@ -70,7 +67,7 @@ def suite(
         from pwopt.bench.plot import check_plot
 
         check_plot(plot)
-    sheet = _Sheet(output, json_, threads)
+    sheet = Sheet(output, json_, threads)
     _suite(
         sheet,
         _chosen(names),
@@ -88,7 +85,7 @@ def suite(
 @app.command()
 def kernels(output: OutputOption = None, json_: JsonOption = False) -> None:
     """Pointwise and 3x3 kernels beside the multiply-add peak, one thread."""
-    sheet = _Sheet(output, json_)
+    sheet = Sheet(output, json_)
     _kernels(sheet)
     sheet.finish()
 
@@ -101,7 +98,7 @@ def claims(
     json_: JsonOption = False,
 ) -> None:
     """The classic claims about 1x1 convolutions, by work and by the clock."""
-    sheet = _Sheet(output, json_, threads)
+    sheet = Sheet(output, json_, threads)
     _claims(sheet, threads, runs)
     sheet.finish()
 
@@ -114,7 +111,7 @@ def memory(
     json_: JsonOption = False,
 ) -> None:
     """Peak memory of running each network, a fresh process each."""
-    sheet = _Sheet(output, json_, threads)
+    sheet = Sheet(output, json_, threads)
     _memory(sheet, _chosen(names), threads)
     sheet.finish()
 
@@ -127,7 +124,7 @@ def passes(
     json_: JsonOption = False,
 ) -> None:
     """Work and latency without and with each structural pass, one thread."""
-    sheet = _Sheet(output, json_)
+    sheet = Sheet(output, json_)
     _passes(sheet, names, runs)
     sheet.finish()
 
@@ -135,7 +132,7 @@ def passes(
 @app.command()
 def calibrate(output: OutputOption = None, json_: JsonOption = False) -> None:
     """The cost model's predictions beside measured kernels, one thread."""
-    sheet = _Sheet(output, json_)
+    sheet = Sheet(output, json_)
     _calibrate(sheet)
     sheet.finish()
 
@@ -149,7 +146,7 @@ def build(
     json_: JsonOption = False,
 ) -> None:
     """Time and memory of `pwopt optimize` as a process."""
-    sheet = _Sheet(output, json_)
+    sheet = Sheet(output, json_)
     _build(sheet, networks=not scale, graphs=scale)
     sheet.finish()
 
@@ -163,7 +160,7 @@ def all_(
     json_: JsonOption = False,
 ) -> None:
     """Every section, one after the other: an hour."""
-    sheet, models = _Sheet(output, json_, threads), _chosen(None)
+    sheet, models = Sheet(output, json_, threads), _chosen(None)
     _suite(sheet, models, None, threads=threads, runs=runs, openvino=openvino)
     _kernels(sheet)
     _claims(sheet, threads, runs)
@@ -174,46 +171,8 @@ def all_(
     sheet.finish()
 
 
-class _Sheet:
-    """Tables as they come, and everything together as JSON at the end."""
-
-    def __init__(self, output: Path | None, to_stdout: bool, threads: int = 1) -> None:
-        from rich.console import Console
-
-        self._output, self._to_stdout = output, to_stdout
-        width = None if sys.stdout.isatty() else 170
-        self._console = Console(stderr=to_stdout, width=width, highlight=False)
-        self.failed = False
-        self.result: dict[str, Any] = {"environment": _environment(threads)}
-
-    def log(self, line: str) -> None:
-        typer.echo(line, err=True)
-
-    def show(self, *things: Any) -> None:
-        self._console.print(*things, sep="\n")
-
-    def add(self, section: str, rows: Iterable[Any], *properties: str) -> None:
-        """Dataclasses as a list of a section, with some properties beside their fields."""
-        listed = [asdict(row) | {name: getattr(row, name) for name in properties} for row in rows]
-        self.result[section] = listed
-
-    def finish(self) -> None:
-        """Writes the JSON, and exits with 1 if something failed."""
-        # NaN is not JSON: a failed row's numbers become null.
-        text = json.dumps(_without_nan(self.result), indent=1, allow_nan=False)
-        if self._to_stdout:
-            typer.echo(text)
-        if self._output is not None:
-            try:
-                self._output.write_text(text + "\n")
-            except OSError as error:
-                raise PwoptError(f"{self._output}: cannot be written: {error.strerror}") from error
-        if self.failed:
-            raise typer.Exit(1)
-
-
 def _suite(
-    sheet: _Sheet,
+    sheet: Sheet,
     models: Sequence[SuiteModel],
     plot: Path | None,
     *,
@@ -239,7 +198,7 @@ def _suite(
         draw_suite(rows, plot, sheet.result["environment"]["cpu"])
 
 
-def _kernels(sheet: _Sheet) -> None:
+def _kernels(sheet: Sheet) -> None:
     from pwopt.bench import tables
     from pwopt.bench.kernels import measure_kernels, measure_winograd
 
@@ -251,7 +210,7 @@ def _kernels(sheet: _Sheet) -> None:
     sheet.add("winograd", layers)
 
 
-def _claims(sheet: _Sheet, threads: int, runs: int | None) -> None:
+def _claims(sheet: Sheet, threads: int, runs: int | None) -> None:
     from pwopt.bench import tables
     from pwopt.bench.claims import measure_claims
 
@@ -260,7 +219,7 @@ def _claims(sheet: _Sheet, threads: int, runs: int | None) -> None:
     sheet.add("claims", rows, "by_work", "claimed", "holds_in")
 
 
-def _memory(sheet: _Sheet, models: Sequence[SuiteModel], threads: int) -> None:
+def _memory(sheet: Sheet, models: Sequence[SuiteModel], threads: int) -> None:
     from pwopt.bench import tables
     from pwopt.bench.memory import measure_memory
 
@@ -270,7 +229,7 @@ def _memory(sheet: _Sheet, models: Sequence[SuiteModel], threads: int) -> None:
     sheet.failed |= any(row.failure for row in rows)
 
 
-def _passes(sheet: _Sheet, names: list[str] | None, runs: int | None) -> None:
+def _passes(sheet: Sheet, names: list[str] | None, runs: int | None) -> None:
     from pwopt.bench import tables
     from pwopt.bench.passes import measure_passes
 
@@ -279,7 +238,7 @@ def _passes(sheet: _Sheet, names: list[str] | None, runs: int | None) -> None:
     sheet.add("passes", rows, "passed")
 
 
-def _calibrate(sheet: _Sheet) -> None:
+def _calibrate(sheet: Sheet) -> None:
     from pwopt.bench import tables
     from pwopt.bench.calibrate import measure
 
@@ -288,7 +247,7 @@ def _calibrate(sheet: _Sheet) -> None:
     sheet.add("calibration", rows, "ratio")
 
 
-def _build(sheet: _Sheet, *, networks: bool, graphs: bool) -> None:
+def _build(sheet: Sheet, *, networks: bool, graphs: bool) -> None:
     from pwopt.bench import tables
     from pwopt.bench.build import measure_builds, measure_scale
 
@@ -303,30 +262,3 @@ def _chosen(names: list[str] | None) -> list[SuiteModel]:
     from pwopt.models.suite import load_suite
 
     return load_suite(names or None)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
-
-
-def _environment(threads: int) -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    import pwopt
-    from pwopt.comparison import cpu_name
-
-    return {
-        "pwopt": pwopt.__version__,
-        "onnxruntime": version("onnxruntime"),
-        "tvm": version("apache-tvm"),
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
-        "threads": threads,
-    }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pwopt.bench import build, cli, tables
+from pwopt.bench import build, sheet, tables
 from pwopt.bench.build import BuildCost
 from pwopt.bench.kernels import KernelRow, WinogradRow
 from pwopt.bench.passes import PassRow, measure_passes
@@ -99,7 +99,7 @@ def test_sizes_are_measured_deep_and_wide() -> None:
 
 
 def test_json_has_no_nan() -> None:
-    plain = cli._without_nan({"a": [1.0, math.nan, math.inf], "b": "x"})
+    plain = sheet.without_nan({"a": [1.0, math.nan, math.inf], "b": "x"})
     assert json.loads(json.dumps(plain, allow_nan=False)) == {"a": [1.0, None, None], "b": "x"}
 
 
