@@ -30,6 +30,7 @@ from pwopt.passes.hoist_stride import HoistStride
 from pwopt.passes.infer_shapes import InferShapes
 from pwopt.passes.insert_bottlenecks import InsertBottlenecks
 from pwopt.passes.merge_parallel_pointwise import MergeParallelPointwise
+from pwopt.passes.replace_fc_head import ReplaceFcHead
 from pwopt.passes.sink_transpose import SinkTranspose
 from pwopt.passes.sum_of_pointwise import SumOfPointwise
 from pwopt.pipeline import Pass, parse_specs
@@ -88,7 +89,7 @@ CLEAN_UP: tuple[type[Pass], ...] = (
 )
 
 # These change what a model computes, within a budget, and run only where asked for.
-LOSSY: tuple[type[Pass], ...] = (InsertBottlenecks,)
+LOSSY: tuple[type[Pass], ...] = (ReplaceFcHead, InsertBottlenecks)
 
 _DEFAULT = (*CLEAN_UP, *STRUCTURAL, *LOWERING)
 

@@ -15,7 +15,7 @@ from pwopt.ir.graph import Graph
 from pwopt.passes import bottleneck, rank_choice
 from pwopt.passes.bottleneck import Layer
 from pwopt.passes.rank_choice import Choice, Plan
-from pwopt.pipeline import Context, KernelTime, Pass, Remark
+from pwopt.pipeline import Context, KernelTime, Pass, Remark, us_of
 from pwopt.running import input_types
 
 _SHARES = (0.5, 0.25, 0.25)  # of the examples, for the fit, the search and the final judgement
@@ -205,7 +205,7 @@ class _Bottlenecks:
         after = measure(self.build(plan))
         kept = []
         for layer, choice in zip(self.layers, plan, strict=True):
-            old, new = _time_of(layer, self._before), _time_of(layer, after)
+            old, new = us_of(layer.node.origin, self._before), us_of(layer.node.origin, after)
             if choice.keeps or old is None or new is None or new < _PAYS * old:
                 kept.append(choice)
                 continue
@@ -242,8 +242,8 @@ class _Bottlenecks:
                 macs_after=new.macs,
                 predicted_before_us=old.us,
                 predicted_after_us=new.us,
-                measured_before_us=_time_of(layer, before),
-                measured_after_us=_time_of(layer, after),
+                measured_before_us=us_of(layer.node.origin, before),
+                measured_after_us=us_of(layer.node.origin, after),
                 error=errors[layer],
                 spectrum=layer.spectrum,
             )
@@ -259,9 +259,3 @@ def _not_faster(layer: Layer, now: float, least: float | None) -> str:
     if least is None:
         return f"{layer.weight.shape[1]} and {layer.weight.shape[0]} channels fill few vectors"
     return f"predicted {now:.3g} us, {least:.3g} us at best with bottlenecks"
-
-
-def _time_of(layer: Layer, times: Sequence[KernelTime]) -> float | None:
-    """Of the kernels that descend from a layer; None where nothing is known of them."""
-    found = [each.us for each in times if each.origin & set(layer.node.origin)]
-    return sum(found) if found else None

@@ -65,7 +65,8 @@ class LayerChange:
         macs_before, macs_after: multiply-accumulates of one inference.
         predicted_before_us, predicted_after_us: by the cost model.
         measured_before_us, measured_after_us: its kernels' time, None where not measured.
-        error: relative error of its responses on the examples that it was fitted to.
+        error: relative error of its responses on the examples that it was fitted to, None where
+            nothing answers to them any more.
         spectrum: share of the responses' variance that each further direction explains.
     """
 
@@ -83,7 +84,7 @@ class LayerChange:
     predicted_after_us: float
     measured_before_us: float | None
     measured_after_us: float | None
-    error: float
+    error: float | None
     spectrum: tuple[float, ...] = ()
 
 

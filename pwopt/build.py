@@ -36,8 +36,9 @@ class Request:
         verify_passes: whether to check after every pass and to take wrong rewrites back.
         compile: whether to make an executable.
         code: how the executable is made.
+        replace_fc_head: whether 1x1 convolutions take the place of a fully connected head.
         bottleneck: budget of inserted bottlenecks, or None for none.
-        calibration: a file or folder of examples for them.
+        calibration: a file or folder of examples for these two.
         preprocessing: of images and bytes among the examples.
         tune_seconds: to measure schedules before it is made, or None.
     """
@@ -53,6 +54,7 @@ class Request:
     verify_passes: bool = False
     compile: bool = True
     code: CodeOptions = field(default_factory=CodeOptions)
+    replace_fc_head: bool = False
     bottleneck: float | None = None
     calibration: Path | None = None
     preprocessing: str | None = None
@@ -93,6 +95,7 @@ def build(
             verify_passes=request.verify_passes,
             hardware=machine,
             input_shapes=request.input_shapes,
+            replace_fc_head=request.replace_fc_head,
             bottleneck=request.bottleneck,
             calibration=request.calibration,
             preprocessing=request.preprocessing,

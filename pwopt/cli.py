@@ -106,6 +106,10 @@ def optimize(
         str,
         typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers."),
     ] = "fp32",
+    replace_fc_head: Annotated[
+        bool,
+        typer.Option("--replace-fc-head", help="Lossy: 1x1s and a global pool for an FC head."),
+    ] = False,
     bottleneck: Annotated[
         float | None,
         typer.Option(metavar="BUDGET", help="Lossy: narrower layers; 0.01 may cost 1 % accuracy."),
@@ -150,6 +154,7 @@ def optimize(
         verify_passes=verify_passes,
         compile=compile_,
         code=CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth),
+        replace_fc_head=replace_fc_head,
         bottleneck=bottleneck,
         calibration=calibration,
         preprocessing=preprocessing,

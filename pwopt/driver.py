@@ -93,6 +93,7 @@ def optimize(
     max_growth: float = MAX_GROWTH,
     hardware: Hardware | None = None,
     input_shapes: Shapes | None = None,
+    replace_fc_head: bool = False,
     bottleneck: float | None = None,
     calibration: Examples | None = None,
     preprocessing: str | None = None,
@@ -112,9 +113,10 @@ def optimize(
             expand more weights are not made.
         hardware: what to optimize for; this machine if left out.
         input_shapes: sizes for open dimensions, by input name.
-        bottleneck: budget of ``insert-bottlenecks``, which runs before ``passes``; None to leave
-            it out. After a lossy pass the check is that the others keep what it made; how far that
-            is from the original stands in the report.
+        replace_fc_head: whether ``replace-fc-head`` runs before ``passes``. After a lossy pass the
+            check is that the others keep what it made; how far that is from the original stands in
+            the report.
+        bottleneck: budget of ``insert-bottlenecks``, which does, too; None to leave it out.
         calibration: examples for lossy passes, or a file or folder of them: see
             :func:`pwopt.calibration.load`; random numbers if left out.
         preprocessing: of images and bytes, such as ``"imagenet"``.
@@ -140,7 +142,7 @@ def optimize(
     limits.check_sizes(original)
     machine = hardware or _host()
     room = growth.budget(original, max_growth)
-    lossy = [*_asked_for(bottleneck), *(each for each in sequence if each.lossy)]
+    lossy = [*_asked_for(replace_fc_head, bottleneck), *(each for each in sequence if each.lossy)]
     sequence = [each for each in sequence if not each.lossy]
     kept, raw, approximated = original, _raw(model), None
     if lossy:
@@ -156,7 +158,9 @@ def optimize(
         )
         kept, raw = approximated.graph, None
     elif calibration is not None:
-        raise UsageError("calibration data are for lossy passes: give --bottleneck, too")
+        raise UsageError(
+            "calibration data are for lossy passes: give --bottleneck or --replace-fc-head, too"
+        )
     graph = kept.copy()
     context = Context(machine, target, budget=room)
     answers: Reference | str = "not asked for"
@@ -416,11 +420,13 @@ def _passes(passes: str | Sequence[Pass] | None) -> list[Pass]:
     return list(default_pipeline()) if passes is None else parse(passes)
 
 
-def _asked_for(bottleneck: float | None) -> list[Pass]:
+def _asked_for(replace_fc_head: bool, bottleneck: float | None) -> list[Pass]:
     """Lossy passes that have an option of their own."""
     from pwopt.passes.insert_bottlenecks import InsertBottlenecks
+    from pwopt.passes.replace_fc_head import ReplaceFcHead
 
-    return [] if bottleneck is None else [InsertBottlenecks(budget=bottleneck)]
+    heads: list[Pass] = [ReplaceFcHead()] if replace_fc_head else []
+    return heads if bottleneck is None else [*heads, InsertBottlenecks(budget=bottleneck)]
 
 
 def _with_types(graph: Graph) -> Graph:

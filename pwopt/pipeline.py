@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -73,6 +73,12 @@ class KernelTime:
 
     origin: frozenset[str]
     us: float
+
+
+def us_of(names: Collection[str], times: Sequence[KernelTime]) -> float | None:
+    """Time of the kernels that compute some of the user's nodes; None where there are none."""
+    found = [each.us for each in times if not each.origin.isdisjoint(names)]
+    return sum(found) if found else None
 
 
 @dataclass
