@@ -195,7 +195,9 @@ def _suite(
     if plot is not None:
         from pwopt.bench.plot import draw_suite
 
-        draw_suite(rows, plot, sheet.result["environment"]["cpu"])
+        facts = sheet.result["environment"]
+        threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+        draw_suite(rows, plot, f"{facts['cpu']}, {threads}, ONNX Runtime {facts['onnxruntime']}")
 
 
 def _kernels(sheet: Sheet) -> None:

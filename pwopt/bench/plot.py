@@ -43,13 +43,13 @@ def check_plot(path: Path) -> None:
         raise UsageError("--plot needs matplotlib; pip install 'pwopt[plot]'")
 
 
-def draw_suite(rows: Sequence[SuiteRow], path: Path, cpu: str) -> None:
+def draw_suite(rows: Sequence[SuiteRow], path: Path, caption: str) -> None:
     """Draws the networks that ran, and their geometric means.
 
     Args:
         rows: of the suite.
         path: file to write; its suffix is the format.
-        cpu: the processor's name, for the caption.
+        caption: where it was measured.
 
     Raises:
         PwoptError: nothing ran, or the file cannot be written.
@@ -70,7 +70,7 @@ def draw_suite(rows: Sequence[SuiteRow], path: Path, cpu: str) -> None:
         axes = figure.add_subplot()
         _draw(axes, points, latencies)
         axes.set_title("latency relative to the faster of the other runtimes", pad=26, loc="left")
-        axes.set_xlabel(cpu, loc="left", color="0.45", fontsize=9)
+        axes.set_xlabel(caption, loc="left", color="0.45", fontsize=9)
         try:
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, dpi=150, metadata=metadata)
@@ -135,7 +135,8 @@ def _draw(
     axes.xaxis.set_major_locator(MultipleLocator(0.5))
     axes.set_yticks(heights, names)
     axes.get_yticklabels()[-1].set_fontweight("bold")
-    axes.grid(axis="x", color="0.9", zorder=0)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.legend(
