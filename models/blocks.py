@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
+from pwopt.models import branching, residual
 from pwopt.models.builder import ModelBuilder, Value
 
 
@@ -36,7 +37,9 @@ def bottleneck(
     size: int = 8,
     *,
     stride: int = 1,
+    stride_on: str = "3x3",
     project: bool = False,
+    batch_norm: bool = True,
     batch: int = 1,
     seed: int = 0,
 ) -> onnx.ModelProto:
@@ -44,83 +47,145 @@ def bottleneck(
     b = ModelBuilder("bottleneck", seed)
     x = b.input((batch, channels, size, size))
     project = project or stride > 1
-    y = b.relu(b.batch_norm(b.conv(x, width, bias=False)))
-    y = b.relu(b.batch_norm(b.conv(y, width, 3, stride=stride, bias=False)))
     out_channels = 2 * channels if project else channels
-    y = b.batch_norm(b.conv(y, out_channels, bias=False), scale=0.5)
-    if project:
-        x = b.batch_norm(b.conv(x, out_channels, stride=stride, bias=False), scale=0.7)
-    return b.build(b.relu(b.op("Add", y, x)))
+    y = residual.bottleneck_block(
+        *(b, x, width, out_channels),
+        stride=stride,
+        stride_on=stride_on,
+        project=project,
+        batch_norm=batch_norm,
+    )
+    return b.build(y)
 
 
 def inverted_residual(
-    channels: int = 8, expand: int = 6, size: int = 8, *, stride: int = 1, seed: int = 0
+    channels: int = 8,
+    expand: int = 6,
+    size: int = 8,
+    *,
+    stride: int = 1,
+    batch_norm: bool = True,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """MobileNetV2: 1x1 expansion, depthwise 3x3, linear 1x1, ReLU6, residual at stride 1."""
     b = ModelBuilder("inverted_residual", seed)
-    x = b.input((1, channels, size, size))
-    hidden = channels * expand
-    y = b.clip(b.batch_norm(b.conv(x, hidden, bias=False)))
-    y = b.conv(y, hidden, 3, stride=stride, groups=hidden, bias=False)
-    y = b.clip(b.batch_norm(y))
-    y = b.batch_norm(b.conv(y, channels, bias=False))
-    return b.build(b.op("Add", x, y) if stride == 1 else y)
+    x = b.input((batch, channels, size, size))
+    y = residual.inverted_residual_block(
+        *(b, x, expand, channels), stride=stride, batch_norm=batch_norm
+    )
+    return b.build(y)
+
+
+def depthwise_separable(
+    channels: int = 16,
+    out_channels: int = 24,
+    size: int = 8,
+    *,
+    stride: int = 1,
+    batch_norm: bool = True,
+    batch: int = 1,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """MobileNet v1: depthwise 3x3 and 1x1, BN and ReLU after each."""
+    b = ModelBuilder("depthwise_separable", seed)
+    x = b.input((batch, channels, size, size))
+    x = b.conv_norm(x, channels, 3, groups=channels, stride=stride, batch_norm=batch_norm)
+    return b.build(b.conv_norm(x, out_channels, batch_norm=batch_norm))
 
 
 def inception(
-    channels: int = 24, width: int = 8, size: int = 9, *, seed: int = 0
+    channels: int = 24,
+    width: int = 8,
+    size: int = 9,
+    *,
+    batch_norm: bool = False,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """GoogLeNet: four branches, three of which begin with a 1x1 on the same tensor."""
     b = ModelBuilder("inception", seed)
-    x = b.input((1, channels, size, size))
-    one = b.relu(b.conv(x, 2 * width))
-    three = b.relu(b.conv(b.relu(b.conv(x, width)), 2 * width, 3))
-    five = b.relu(b.conv(b.relu(b.conv(x, width // 2)), width, 5))
-    pooled = b.relu(b.conv(b.pool(x, 3, 1, 1), width))
-    return b.build(b.concat(one, three, five, pooled))
+    x = b.input((batch, channels, size, size))
+    widths = (2 * width, width, 2 * width, width // 2, width, width)
+    return b.build(branching.inception_module(b, x, widths, batch_norm))
 
 
-def fire(channels: int = 16, squeeze: int = 4, size: int = 9, *, seed: int = 0) -> onnx.ModelProto:
+def fire(
+    channels: int = 16,
+    squeeze: int = 4,
+    size: int = 9,
+    *,
+    batch_norm: bool = False,
+    batch: int = 1,
+    seed: int = 0,
+) -> onnx.ModelProto:
     """SqueezeNet: a squeezing 1x1, then 1x1 and 3x3 side by side."""
     b = ModelBuilder("fire", seed)
-    x = b.input((1, channels, size, size))
-    y = b.relu(b.conv(x, squeeze))
-    return b.build(b.concat(b.relu(b.conv(y, 4 * squeeze)), b.relu(b.conv(y, 4 * squeeze, 3))))
+    x = b.input((batch, channels, size, size))
+    return b.build(branching.fire_module(b, x, squeeze, batch_norm))
 
 
 def squeeze_excite(
-    channels: int = 16, reduced: int = 4, size: int = 7, *, hard: bool = False, seed: int = 0
+    channels: int = 16,
+    reduced: int = 4,
+    size: int = 7,
+    *,
+    hard: bool = False,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """A 1x1 whose result is scaled per channel by a gate computed from its own mean."""
     b = ModelBuilder("squeeze_excite", seed)
-    x = b.relu(b.conv(b.input((1, channels, size, size)), channels))
-    gate = b.conv(b.relu(b.conv(b.global_pool(x), reduced)), channels, gain=1.0)
-    gate = b.op("HardSigmoid", gate, alpha=0.2, beta=0.5) if hard else b.op("Sigmoid", gate)
-    return b.build(b.op("Mul", x, gate))
+    x = b.relu(b.conv(b.input((batch, channels, size, size)), channels))
+    return b.build(residual.channel_attention(b, x, reduced, hard))
 
 
 def dense_block(
-    channels: int = 16, growth: int = 8, layers: int = 3, size: int = 8, *, seed: int = 0
+    channels: int = 16,
+    growth: int = 8,
+    layers: int = 3,
+    size: int = 8,
+    *,
+    batch_norm: bool = True,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """DenseNet: BN-ReLU-1x1-BN-ReLU-3x3 layers on a growing concat, then the transition."""
     b = ModelBuilder("dense_block", seed)
-    x = b.input((1, channels, size, size))
-    for _ in range(layers):
-        y = b.conv(b.relu(b.batch_norm(x)), 4 * growth, bias=False)
-        x = b.concat(x, b.conv(b.relu(b.batch_norm(y)), growth, 3, bias=False))
-    x = b.conv(b.relu(b.batch_norm(x)), b.channels[x] // 2, bias=False)
-    return b.build(b.pool(x, 2, 2, kind="AveragePool"))
+    x = b.input((batch, channels, size, size))
+    x = branching.dense_layers(b, x, growth, layers, batch_norm)
+    return b.build(branching.transition(b, x, batch_norm))
+
+
+def dense_transition(
+    channels: int = 24,
+    size: int = 8,
+    *,
+    batch_norm: bool = True,
+    batch: int = 1,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """DenseNet: BN-ReLU, a 1x1 to half the channels, a mean pool."""
+    b = ModelBuilder("dense_transition", seed)
+    x = b.input((batch, channels, size, size))
+    return b.build(branching.transition(b, x, batch_norm))
 
 
 def fpn_head(
-    channels: int = 8, width: int = 12, size: int = 16, *, seed: int = 0
+    channels: int = 8,
+    width: int = 12,
+    size: int = 16,
+    *,
+    scales: int = 3,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
-    """Feature pyramid: lateral 1x1s on three scales, added to the upsampled coarser one."""
+    """Feature pyramid: lateral 1x1s on each scale, added to the upsampled coarser one."""
     b = ModelBuilder("fpn_head", seed)
-    scales = [b.input((1, channels, size, size))]
-    for factor in (2, 4):
-        scales.append(b.relu(b.conv(scales[-1], factor * channels, 3, stride=2)))
-    return b.build(*_pyramid(b, scales, width))
+    maps = [b.input((batch, channels, size, size))]
+    for scale in range(1, scales):
+        maps.append(b.relu(b.conv(maps[-1], channels << scale, 3, stride=2)))
+    return b.build(*_pyramid(b, maps, width))
 
 
 def resnet_fpn(
@@ -129,28 +194,21 @@ def resnet_fpn(
     size: int = 64,
     *,
     pyramid: int = 12,
+    stride_on: str = "3x3",
+    batch_norm: bool = True,
+    batch: int = 1,
     seed: int = 0,
 ) -> onnx.ModelProto:
-    """ResNet of bottlenecks with a feature pyramid on its four stages.
+    """ResNet of bottlenecks with a feature pyramid on its four scales.
 
     ``width=64, depths=(3, 4, 6, 3), size=224, pyramid=256`` is the one on ResNet-50 that detectors
     use.
     """
     b = ModelBuilder("resnet_fpn", seed)
-    x = b.relu(b.batch_norm(b.conv(b.input((1, 3, size, size)), width, 7, stride=2, bias=False)))
-    x = b.pool(x, 3, 2, 1)
-    stages = []
-    for stage, depth in enumerate(depths):
-        hidden = width << stage
-        for block in range(depth):
-            stride = 2 if stage and not block else 1
-            y = b.relu(b.batch_norm(b.conv(x, hidden, bias=False)))
-            y = b.relu(b.batch_norm(b.conv(y, hidden, 3, stride=stride, bias=False)))
-            y = b.batch_norm(b.conv(y, 4 * hidden, bias=False), scale=0.5)
-            if not block:
-                x = b.batch_norm(b.conv(x, 4 * hidden, stride=stride, bias=False), scale=0.7)
-            x = b.relu(b.op("Add", y, x))
-        stages.append(x)
+    x = branching.stem_of(b, b.input((batch, 3, size, size)), width, 4, batch_norm)
+    stages = residual.resnet_stages(
+        *(b, x, width, depths), stride_on=stride_on, batch_norm=batch_norm
+    )
     return b.build(*_pyramid(b, stages, pyramid))
 
 
@@ -175,11 +233,17 @@ def _pyramid(b: ModelBuilder, scales: Sequence[Value], width: int) -> list[Value
 
 
 def mlpconv(
-    channels: int = 3, width: int = 16, size: int = 11, *, classes: int = 10, seed: int = 0
+    channels: int = 3,
+    width: int = 16,
+    size: int = 11,
+    *,
+    classes: int = 10,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """Network in network: a 5x5 and two 1x1s, then a 1x1 to classes and global pooling."""
     b = ModelBuilder("mlpconv", seed)
-    x = b.input((1, channels, size, size))
+    x = b.input((batch, channels, size, size))
     x = b.relu(b.conv(x, width, 5))
     x = b.relu(b.conv(x, width))
     x = b.relu(b.conv(x, width))
@@ -188,11 +252,17 @@ def mlpconv(
 
 
 def fc_head(
-    channels: int = 3, width: int = 8, size: int = 12, *, classes: int = 10, seed: int = 0
+    channels: int = 3,
+    width: int = 8,
+    size: int = 12,
+    *,
+    classes: int = 10,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
-    """A small classifier with fully connected layers on a 3x3 map (for ``size=12``)."""
+    """A small classifier with fully connected layers on a 3x3 map (at ``size=12``)."""
     b = ModelBuilder("fc_head", seed)
-    x = b.input((1, channels, size, size))
+    x = b.input((batch, channels, size, size))
     x = b.pool(b.relu(b.conv(x, width, 3)), 2, 2)
     x = b.pool(b.relu(b.conv(x, 2 * width, 3)), 2, 2)
     x = b.relu(b.linear(x, 32, 2 * width * (size // 4) ** 2))
@@ -200,14 +270,20 @@ def fc_head(
 
 
 def naive(
-    channels: int = 3, width: int = 16, size: int = 16, *, classes: int = 10, seed: int = 0
+    channels: int = 3,
+    width: int = 16,
+    size: int = 16,
+    *,
+    classes: int = 10,
+    batch: int = 1,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """1x1 convolutions where maps are large: before mean pools, after upsampling, before the head.
 
     Four times the work of the same network with each of them on the other side.
     """
     b = ModelBuilder("naive", seed)
-    x = b.relu(b.conv(b.input((1, channels, size, size)), width, 3))
+    x = b.relu(b.conv(b.input((batch, channels, size, size)), width, 3))
     for factor in (2, 4):
         x = b.relu(b.pool(b.conv(x, factor * width), 2, 2, kind="AveragePool"))
     for factor, mode in ((2, "nearest"), (1, "linear")):
@@ -218,24 +294,26 @@ def naive(
 
 
 def chain(
-    length: int = 1000, channels: int = 8, size: int = 4, *, seed: int = 0
+    length: int = 1000, channels: int = 8, size: int = 4, *, batch: int = 1, seed: int = 0
 ) -> onnx.ModelProto:
     """``length`` nodes (a multiple of four): repeated 1x1, BN, residual Add, ReLU6."""
     b = ModelBuilder("chain", seed)
-    x = b.input((1, channels, size, size))
+    x = b.input((batch, channels, size, size))
     for _ in range(length // 4):
         y = b.batch_norm(b.conv(x, channels, bias=False), scale=0.05)
         x = b.clip(b.op("Add", x, y))
     return b.build(x)
 
 
-def wide(length: int = 100, channels: int = 4, size: int = 2, *, seed: int = 0) -> onnx.ModelProto:
+def wide(
+    length: int = 100, channels: int = 4, size: int = 2, *, batch: int = 1, seed: int = 0
+) -> onnx.ModelProto:
     """About ``length`` nodes (a multiple of ten), one in ten of which begins a branch.
 
     All branches read one value, each one more result of one Split, and all end in one Concat.
     """
     b = ModelBuilder("wide", seed)
-    x = b.input((1, channels, size, size))
+    x = b.input((batch, channels, size, size))
     shared, branches = b.relu(b.conv(x, channels, 3)), []
     for part in b.split(b.conv(x, length // 10), [1] * (length // 10)):
         y = b.relu(b.batch_norm(b.conv(part, channels, 3, bias=False)))
@@ -247,7 +325,8 @@ def wide(length: int = 100, channels: int = 4, size: int = 2, *, seed: int = 0) 
 BLOCKS: dict[str, Callable[..., onnx.ModelProto]] = {
     f.__name__: f
     for f in (
-        *(pointwise, bottleneck, inverted_residual, inception, fire, squeeze_excite),
-        *(dense_block, fpn_head, resnet_fpn, mlpconv, fc_head, naive, chain, wide),
+        *(pointwise, bottleneck, inverted_residual, depthwise_separable, inception, fire),
+        *(squeeze_excite, dense_block, dense_transition, fpn_head, resnet_fpn),
+        *(mlpconv, fc_head, naive, chain, wide),
     )
 }

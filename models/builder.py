@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pwopt.errors import UsageError
+
 Value = str
 
 
@@ -112,6 +114,36 @@ class ModelBuilder:
         operands = [self.constant(a) for a in scale_bias_mean_var]
         return self.op("BatchNormalization", x, *operands, epsilon=1e-5)
 
+    def conv_norm(
+        self,
+        x: Value,
+        out_channels: int,
+        kernel: int = 1,
+        *,
+        batch_norm: bool = True,
+        activation: str | None = "Relu",
+        scale: float = 1.0,
+        **conv: Any,
+    ) -> Value:
+        """A convolution, batch normalization or a bias in its place, and an activation.
+
+        Args:
+            x: input, NCHW.
+            out_channels: number of filters.
+            kernel: side of the kernel.
+            batch_norm: whether to normalize; otherwise the convolution has a bias.
+            activation: ``Relu``, ``Clip`` (ReLU6), ``HardSwish`` or None.
+            scale: of the result's spread; below 1 where a residual is added.
+            conv: further arguments of :meth:`conv`.
+        """
+        if batch_norm:
+            y = self.conv(x, out_channels, kernel, bias=False, **conv)
+            y = self.batch_norm(y, scale=scale)
+        else:
+            gain = (2.0 if activation else 1.0) * scale**2
+            y = self.conv(x, out_channels, kernel, gain=gain, **conv)
+        return self.clip(y) if activation == "Clip" else self.op(activation, y) if activation else y
+
     def relu(self, x: Value) -> Value:
         """ReLU."""
         return self.op("Relu", x)
@@ -147,6 +179,10 @@ class ModelBuilder:
         """Concatenation over channels."""
         return self.op("Concat", *values, channels=sum(self.channels[v] for v in values), axis=1)
 
+    def classifier(self, x: Value, classes: int) -> Value:
+        """Global mean, Flatten and Gemm: the usual head, logits (N, classes)."""
+        return self.linear(self.global_pool(x), classes, gain=1.0)
+
     def linear(
         self,
         x: Value,
@@ -167,18 +203,36 @@ class ModelBuilder:
         return self.op("Gemm", flat, *operands, channels=len(weight), transB=1)
 
     def build(self, *outputs: Value) -> onnx.ModelProto:
-        """The checked model with inferred types; ``outputs`` in order."""
+        """The checked model with inferred types; ``outputs`` in order.
+
+        Raises:
+            UsageError: the input is so small that a pool's window does not fit into its map.
+        """
         infos = [onnx.ValueInfoProto(name=name) for name in outputs]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, infos, self._initializers)
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="pwopt.models")
         model.ir_version = min(model.ir_version, 8)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        self._refuse_small_maps(inferred.graph)
         for info, known in zip(graph.output, inferred.graph.output, strict=True):
             info.CopyFrom(known)
         model.graph.CopyFrom(graph)
         onnx.checker.check_model(model)
         return model
+
+    def _refuse_small_maps(self, inferred: onnx.GraphProto) -> None:
+        # Shape inference gives such a pool an output of one pixel all the same.
+        known = {info.name: info for info in (*inferred.input, *inferred.value_info)}
+        for node in (n for n in self._nodes if n.op_type in ("MaxPool", "AveragePool")):
+            options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            sides = [d.dim_value for d in known[node.input[0]].type.tensor_type.shape.dim][2:]
+            padding = 2 * options.get("pads", [0])[0]
+            if 0 < min(sides) + padding < options["kernel_shape"][0]:
+                raise UsageError(
+                    f"{self.name}: the input is too small, {node.name} has a map of "
+                    f"{'x'.join(map(str, sides))}"
+                )
 
     def _he(self, shape: tuple[int, ...], gain: float) -> np.ndarray:
         fan_in = int(np.prod(shape[1:]))

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from pwopt.errors import UsageError
-from pwopt.models import images, store
+from pwopt.models import fashion, images, store
+from pwopt.models.trained import TRAINED
+from pwopt.running import Runner
 
 LABELLED = ("mnist_conv", "mobilenet_v2", "ocr_cls")
 
@@ -17,8 +19,10 @@ def labelled_data(name: str, count: int | None = None) -> tuple[np.ndarray, np.n
     """Preprocessed inputs of a trained network with their classes.
 
     Args:
-        name: one of :data:`LABELLED`.
-        count: how many; by default all photos (20), and 100 rendered text lines.
+        name: one of :data:`LABELLED`, or a network trained on Fashion-MNIST (``fashion_...``).
+        count: how many; by default all photos (20), 100 rendered text lines, and the 500 test
+            pictures of Fashion-MNIST that come with pwopt (mean 0 and spread 1, see
+            :mod:`pwopt.models.fashion`).
 
     Returns:
         inputs (count, ...) float32, each one ready to feed with a batch axis of one in front of
@@ -27,10 +31,31 @@ def labelled_data(name: str, count: int | None = None) -> tuple[np.ndarray, np.n
     Raises:
         UsageError: there is no labelled data for the name, or it has to be fetched first.
     """
+    if name in TRAINED:
+        pictures = fashion.subset("test")
+        return pictures.inputs()[:count], pictures.labels[:count]
     if name not in _SOURCES:
-        raise UsageError(f"no labelled data for {name}; there is for {', '.join(LABELLED)}")
+        there = ", ".join((*LABELLED, *TRAINED))
+        raise UsageError(f"no labelled data for {name}; there is for {there}")
     inputs, labels = _SOURCES[name](count)
     return np.concatenate(inputs).astype(np.float32), np.asarray(labels, np.int64)
+
+
+def classify(runner: Runner, inputs: np.ndarray, name: str = "input") -> np.ndarray:
+    """The class that a network of batch one gives each input.
+
+    Args:
+        runner: what computes it: an executable, a model in ONNX Runtime.
+        inputs: (count, ...), see :func:`labelled_data`.
+        name: of the network's input.
+
+    Returns:
+        (count,) int64: the largest value's position in the first output.
+    """
+    firsts = (
+        next(iter(runner.run({name: inputs[i : i + 1]}).values())) for i in range(len(inputs))
+    )
+    return np.array([int(np.argmax(first)) for first in firsts], np.int64)
 
 
 Labelled = tuple[list[np.ndarray], list[int]]

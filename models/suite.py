@@ -10,6 +10,7 @@ import onnx
 
 from pwopt.errors import UsageError
 from pwopt.models import images, light, mobilenet, store
+from pwopt.pipeline import nearest
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def load_suite(names: Iterable[str] | None = None) -> list[SuiteModel]:
     chosen = list(names)
     unknown = [n for n in chosen if n not in SUITE]
     if unknown:
-        raise UsageError(f"no model {', '.join(unknown)} in the suite; it has {', '.join(SUITE)}")
+        hint = nearest(unknown[0], list(SUITE))
+        raise UsageError(
+            f"no model {', '.join(unknown)} in the suite{hint}; it has {', '.join(SUITE)}"
+        )
     return [model for name, model in SUITE.items() if name in chosen]
 
 

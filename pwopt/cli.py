@@ -1,4 +1,4 @@
-"""The command line: ``pwopt optimize | compare | tune | passes | inspect | bench``.
+"""The command line: ``pwopt optimize | compare | tune | passes | inspect | bench | models``.
 
 Data goes to stdout, progress and logs to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 interrupted.
@@ -22,6 +22,7 @@ from pwopt import env
 from pwopt.bench.cli import app as bench
 from pwopt.errors import PwoptError, UsageError
 from pwopt.growth import MAX_GROWTH, MAX_SIZE_GROWTH
+from pwopt.models.cli import app as models
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -331,6 +332,7 @@ def inspect(
 
 
 app.add_typer(bench, name="bench")
+app.add_typer(models, name="models")
 
 
 def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:

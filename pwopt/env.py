@@ -15,7 +15,7 @@ PREFIX = "PWOPT_"
 VARIABLES: dict[str, str] = {
     "PWOPT_DATABASE": "a file: the tuning database, instead of one in the user's cache folder",
     "PWOPT_DUMP": "a folder: the graph's text is written there after each pass that changed it",
-    "PWOPT_MODELS": "a folder: where `python -m pwopt.models fetch` keeps the reference networks",
+    "PWOPT_MODELS": "a folder: where `pwopt models fetch` keeps the reference networks",
     "PWOPT_TRACEBACK": "1: an error shows its Python traceback and the chain of its causes",
 }
 

@@ -1,6 +1,6 @@
 """The fourteen networks through the main job; large, so behind a marker.
 
-python -m pwopt.models fetch && python -m pytest -m models
+pwopt models fetch && python -m pytest -m models
 """
 
 from __future__ import annotations

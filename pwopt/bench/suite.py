@@ -13,7 +13,7 @@ from pwopt import cost, driver, frontend, hardware, numerics, ort
 from pwopt.baselines import check_baselines
 from pwopt.comparison import compare
 from pwopt.driver import CodeOptions
-from pwopt.models.datasets import LABELLED, labelled_data
+from pwopt.models.datasets import LABELLED, classify, labelled_data
 from pwopt.models.suite import SuiteModel
 from pwopt.precision import Precision
 from pwopt.running import Runner
@@ -216,9 +216,7 @@ def _measure(
 
 def _accuracy(model: SuiteModel, runners: Mapping[str, Runner]) -> dict[str, float]:
     inputs, labels = labelled_data(model.name)
-    right = dict.fromkeys(runners, 0)
-    for i, label in enumerate(labels):
-        for name, runner in runners.items():
-            first = next(iter(runner.run({model.input_name: inputs[i : i + 1]}).values()))
-            right[name] += int(np.argmax(first) == label)
-    return {name: count / len(labels) for name, count in right.items()}
+    return {
+        name: float((classify(runner, inputs, model.input_name) == labels).mean())
+        for name, runner in runners.items()
+    }

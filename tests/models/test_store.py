@@ -47,7 +47,7 @@ def fake_download(content: bytes) -> Any:
 
 
 def test_missing_file_says_what_to_run(cache: Path) -> None:
-    with pytest.raises(UsageError, match=r"python -m pwopt\.models fetch.*no-such-package==1\.0"):
+    with pytest.raises(UsageError, match=r"`pwopt models fetch.*no-such-package==1\.0"):
         store.locate("no-such-package", "pkg/model.onnx")
     assert store.missing() == ["no-such-package"]
 
