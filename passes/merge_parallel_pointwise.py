@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from pwopt.cost_model import cost_model
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import TensorType
 from pwopt.passes.affine import labels, step_at
@@ -116,7 +115,7 @@ class MergeParallelPointwise(Rewrite):
                 break
             common += 1
         moved = [links[:common] for links in tails]
-        model, inputs = cost_model(context.hardware), parts[0].matrix.shape[1]
+        model, inputs = context.cost_model, parts[0].matrix.shape[1]
         level = model.weight_level(graph)
         before = sum(model.matrix_us(pixels, inputs, p.outputs, weights=level) for p in parts)
         outputs = sum(part.outputs for part in parts)
@@ -124,10 +123,10 @@ class MergeParallelPointwise(Rewrite):
         plan = _Plan(parts, moved, None, before, after)
         concat = _concat(graph, plan)
         if concat is None:
-            after += self.copies * model.copy_us(4 * pixels * outputs)
+            after += self.copies * model.copy_us(model.map_item_bytes * pixels * outputs)
             for part, links in zip(parts, tails, strict=True):
                 if len(links) > common:  # no epilogue any more, it reads and writes the part
-                    after += model.copy_us(4 * pixels * part.outputs)
+                    after += model.copy_us(model.map_item_bytes * pixels * part.outputs)
         return _Plan(parts, moved, concat, before, after)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pwopt.cost_model import cost_model
 from pwopt.errors import IRError
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import TensorType
@@ -78,7 +77,7 @@ class Sketch:
         for node in self._drawn:
             if node.out.tensor.elements is None:
                 raise IRError(f"the size of the result of {node.op} is not known")
-        return cost_model(context.hardware).nodes_us(self._scratch, self._drawn)
+        return context.cost_model.nodes_us(self._scratch, self._drawn)
 
 
 def saving(before: float, after: float) -> str | None:

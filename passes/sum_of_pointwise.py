@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from pwopt.cost_model import cost_model
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.passes.affine import labels
 from pwopt.passes.estimate import MARGIN, sizes, spread
@@ -101,7 +100,7 @@ class SumOfPointwise(Rewrite):
         if result is None or inputs[0] is None or inputs[1] is None:
             return Missed(f"the shape of {node.out.label} is not known: {node.out.tensor}")
         pixels = spread(result, parts[0].axis)
-        model = cost_model(context.hardware)
+        model = context.cost_model
         before = _apart_us(graph, context, parts, pixels)
         depths = [part.matrix.shape[1] for part in parts]
         outputs, level = parts[0].outputs, model.weight_level(graph)
@@ -114,7 +113,7 @@ class SumOfPointwise(Rewrite):
                 copied += depth * (1 + strided)  # a Slice is another copy
             elif strided or not _fits_in_place(graph, part.x):
                 copied += depth
-        after += model.copy_us(4 * read * copied) if copied else 0.0
+        after += model.copy_us(model.map_item_bytes * read * copied) if copied else 0.0
         if before - after <= MARGIN * before:
             return Missed(
                 _prediction(
@@ -155,7 +154,7 @@ class SumOfPointwise(Rewrite):
         if (why := own_weights(graph, [part], context.growth(self.max_growth_bytes))) is not None:
             return Missed(why)
         parts = _columns(part, operands, [shape[along] for shape in known])
-        model, pixels = cost_model(context.hardware), spread(result, along)
+        model, pixels = context.cost_model, spread(result, along)
         copies = model.node_us(graph, concat)
         if not copies:
             return Missed(f"the operands of {concat.label} are written in place")
@@ -171,7 +170,7 @@ class SumOfPointwise(Rewrite):
 
 def _apart_us(graph: Graph, context: Context, parts: Sequence[Matrix], pixels: int) -> float:
     """Time of the parts one after another, each but the first adding to what is there."""
-    model = cost_model(context.hardware)
+    model = context.cost_model
     level = model.weight_level(graph)
     return sum(
         model.matrix_us(pixels, p.matrix.shape[1], p.outputs, residual=i > 0, weights=level)

@@ -94,6 +94,8 @@ def build(
             max_growth=request.max_growth,
             verify_passes=request.verify_passes,
             hardware=machine,
+            precision=request.code.precision,
+            fc_weights=request.code.fc_weights,
             input_shapes=request.input_shapes,
             replace_fc_head=request.replace_fc_head,
             bottleneck=request.bottleneck,
@@ -119,6 +121,8 @@ def build(
                     request.code.threads,
                     database=request.code.database,
                     progress=progress,
+                    precision=request.code.precision,
+                    fc_weights=request.code.fc_weights,
                 )
             progress("compiling")
             executable, made = driver.compile_optimized(made, request.code)
@@ -133,8 +137,6 @@ def _check(request: Request, machine: Hardware) -> None:
     driver.check_target(request.target)
     if request.tune_seconds is not None and (request.mcpu or not request.compile):
         raise UsageError("--tune measures what is compiled, on this machine: without --mcpu")
-    if request.tune_seconds is not None and request.code.precision != "fp32":
-        raise UsageError("--tune measures float32 kernels: without --precision")
     if request.target == "cuda" and request.compile:
         raise UsageError("the CUDA target is not built yet; use --target cpu")
     if not request.model.exists():

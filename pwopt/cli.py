@@ -55,6 +55,12 @@ DatabaseOption = Annotated[
     typer.Option(metavar="FILE", help="Tuning database; default: PWOPT_DATABASE, or your cache."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+PrecisionOption = Annotated[
+    str, typer.Option(metavar="fp32|bf16", help="Of convolutions and matrix products.")
+]
+FcWeightsOption = Annotated[
+    str, typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers.")
+]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
 
 
@@ -96,17 +102,12 @@ def optimize(
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Make an executable, too.")
     ] = True,
-    precision: Annotated[
-        str, typer.Option(metavar="fp32|bf16", help="Of convolutions and matrix products.")
-    ] = "fp32",
+    precision: PrecisionOption = "fp32",
     max_size_growth: Annotated[
         float,
         typer.Option(metavar="FACTOR", help="Weights of the executable over the model's."),
     ] = MAX_SIZE_GROWTH,
-    fc_weights: Annotated[
-        str,
-        typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers."),
-    ] = "fp32",
+    fc_weights: FcWeightsOption = "fp32",
     replace_fc_head: Annotated[
         bool,
         typer.Option("--replace-fc-head", help="Lossy: 1x1s and a global pool for an FC head."),
@@ -228,6 +229,8 @@ def tune(
     threads: ThreadsOption = 1,
     database: DatabaseOption = None,
     input_shape: ShapeOption = None,
+    precision: PrecisionOption = "fp32",
+    fc_weights: FcWeightsOption = "fp32",
     tracker: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="TVM's RPC tracker: measure on its machines."),
@@ -256,6 +259,8 @@ def tune(
             fleet=tuning.Fleet(tracker, key, machine) if tracker and key else None,
             input_shapes=parse_shapes(input_shape),
             progress=progress,
+            precision=precision,
+            fc_weights=fc_weights,
         )
     if json_:
         _print_json(report.plain_json(found))
@@ -296,29 +301,35 @@ def inspect(
     measure: Annotated[
         bool, typer.Option("--measure", help="Optimize, and measure each kernel on this machine.")
     ] = False,
+    precision: PrecisionOption = "fp32",
+    fc_weights: FcWeightsOption = "fp32",
     json_: JsonOption = False,
 ) -> None:
     """Shows MODEL's inputs, outputs, operators, size, and how long each layer should take."""
     from rich.markup import escape
 
     from pwopt import driver, hardware, layers, limits, report
+    from pwopt.precision import Precision
 
     if measure and mcpu:
         raise UsageError("--measure runs on this machine; leave out --mcpu")
     machine = hardware.named(mcpu) if mcpu else hardware.host()
+    formats = Precision(precision, fc_weights).used(machine)
     graph, source = driver.read(model, parse_shapes(input_shape))
     limits.check_sizes(graph)
     times = None
     if measure:
-        graph = driver.optimize(graph, verify=False).graph
-        times = layers.measure(graph, machine)
-    summary = report.summarize(graph, machine)
-    found = layers.layers(graph, machine, times)
+        graph = driver.optimize(
+            graph, verify=False, precision=precision, fc_weights=fc_weights
+        ).graph
+        times = layers.measure(graph, machine, formats)
+    summary = report.summarize(graph, machine, formats)
+    found = layers.layers(graph, machine, times, formats)
     inputs = {n.names[0]: str(n.types[0]) for n in graph.inputs}
     outputs = {name: str(v.type) for name, v in graph.outputs}
     if json_:
         facts = {"inputs": inputs, "outputs": outputs, "opsets": graph.opsets}
-        facts |= {"hardware": machine, "layers": found}
+        facts |= {"hardware": machine, "precision": formats, "layers": found}
         _print_json(report.plain_json({"source": source, **facts, "summary": summary}))
         return
     console = _console()
@@ -327,7 +338,8 @@ def inspect(
             console.print(escape(f"{kind:7} {name} {text}"))
     console.print(report.render_summary(summary))
     if top and found:
-        console.print("", f"predicted for one core of {machine.mcpu}:", "", sep="\n")
+        what = f"one core of {machine.mcpu}" + ("" if formats.exact else f", {formats}")
+        console.print("", f"predicted for {what}:", "", sep="\n")
         console.print(layers.render(found, top))
 
 

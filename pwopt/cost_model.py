@@ -6,6 +6,9 @@ traffic in bytes over the bandwidth of the cache level that they come from: acti
 level that a node's operands and results fit into together, weights from the level that all
 constants of the graph fit into, because each run streams through all of them.
 
+In bfloat16 (``CostModel(hardware, Precision("bf16"))``) products take dot products of channel pairs
+or, in float32, Winograd's algorithm; maps between nodes take half the bytes, and so do weights.
+
 Views cost nothing: the CPU target lays Reshape, Transpose and Split over the memory they read where
 channels-last memory allows, and producers write their slice of a Concat in place.
 ``CostModel(hardware, copies=True)`` counts them as the copies that they are in runtimes such as
@@ -25,6 +28,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.graph import KERNEL_DOMAIN, ONNX_DOMAIN, Graph, Node, Value
 from pwopt.ir.program import BINARY, UNARY, Program
 from pwopt.ir.types import NUMPY_DTYPES, TensorType
+from pwopt.precision import Precision
 
 VIEWS = frozenset(
     {
@@ -34,6 +38,7 @@ VIEWS = frozenset(
 )
 _PRODUCTS = frozenset(op for _, op in cost.MAC_OPS)
 _ITEM_BYTES = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
+_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 _ELEMENTWISE = UNARY | BINARY | {"BatchNormalization", "Sum"}
 _MAX_READERS = 256  # of a value that are looked at; all of 10,000, for each of them, take minutes
 _FUSED_READERS = 4  # readers of a value at most that are taken for one fused group
@@ -90,20 +95,69 @@ class Estimate:
 
 
 _NOTHING = Estimate()
+_LEVELS = ("l2", "l3", "dram")
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a product multiplies.
+
+    Attributes:
+        macs: multiply-accumulates.
+        reduction: of them, for one element of the result.
+        channels: of the result.
+        group: number of groups.
+        pixels: of the result.
+        taps: of the kernel.
+        pairs: of bfloat16 in a reduction, each an instruction's operand; 0 for float32.
+    """
+
+    macs: int
+    reduction: int
+    channels: int
+    group: int
+    pixels: int
+    taps: int
+    pairs: int = 0
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether a channel of the result has one of the input."""
+        return self.group > 1 and self.reduction == self.taps
 
 
 class CostModel:
     """Predicts times for one machine; cheap enough to ask about every node of a large graph."""
 
-    def __init__(self, hardware: Hardware, *, copies: bool = False, winograd: bool = True) -> None:
+    def __init__(
+        self,
+        hardware: Hardware,
+        precision: Precision = Precision(),  # noqa: B008 - it is immutable
+        *,
+        copies: bool = False,
+        winograd: bool = True,
+    ) -> None:
         """A model of ``hardware``.
 
         Args:
             hardware: the machine.
+            precision: number formats; what the machine lacks is float32.
             copies: count views and Concat as copies.
             winograd: convolutions may be computed by Winograd's algorithm.
         """
         self.hardware, self.copies, self.winograd = hardware, copies, winograd
+        self.precision = precision.used(hardware)
+        self._narrow = self.precision.compute == "bf16"
+
+    @property
+    def peak_gflops(self) -> float:
+        """The machine's peak of what products are computed with: multiply-adds or dot products."""
+        return self.hardware.peak_gflops * (self.hardware.bf16_gain if self._narrow else 1.0)
+
+    @property
+    def map_item_bytes(self) -> int:
+        """Bytes of an element of a float32 map between two nodes."""
+        return 2 if self._narrow else 4
 
     def node_us(self, graph: Graph, node: Node) -> float:
         """Predicted microseconds of a node on one core; what has no known shape counts nothing."""
@@ -122,13 +176,13 @@ class CostModel:
         return self.estimate(graph, node).bound
 
     def peak_share(self, graph: Graph, node: Node) -> float:
-        """Predicted share of the machine's multiply-add peak; 0 for what multiplies nothing.
+        """Predicted share of :attr:`peak_gflops`; 0 for what multiplies nothing.
 
         More than 1 where Winograd's algorithm saves multiplications.
         """
         us = self.node_us(graph, node)
         macs = cost.node_macs(graph, node)
-        return 2e-3 * macs / (us * self.hardware.peak_gflops) if us and macs else 0.0
+        return 2e-3 * macs / (us * self.peak_gflops) if us and macs else 0.0
 
     def winograd_tiles(self, graph: Graph, node: Node) -> Iterator[tuple[int, float, int]]:
         """What Winograd's algorithm can do for a node.
@@ -141,9 +195,11 @@ class CostModel:
         if len(operands) < 2 or not _is_constant(operands[1]):
             return
         group = int(node.get("group", 1))
-        direct = CostModel(self.hardware, winograd=False).estimate(graph, node).compute
+        model = CostModel(self.hardware, self.precision, winograd=False)
+        direct = model.estimate(graph, node).compute
+        size = self._read_bytes(graph, operands[1:2])
         for m, compute, growth in self._winograd(node, operands, group):
-            yield m, direct - compute, int(_read_bytes(operands[1:2]) * (growth - 1))
+            yield m, direct - compute, int(size * (growth - 1))
 
     def matrix_us(
         self,
@@ -154,7 +210,7 @@ class CostModel:
         residual: bool = False,
         weights: str = "l3",
     ) -> float:
-        """Time of a float32 1x1 convolution or product that is in no graph yet.
+        """Time of a 1x1 convolution or product that is in no graph yet.
 
         Args:
             pixels: of the result; rows of a product.
@@ -163,9 +219,11 @@ class CostModel:
             residual: whether a map of the result's size is added to it.
             weights: the level that they come from: :meth:`weight_level`.
         """
-        maps = 4 * pixels * (inputs + outputs * (2 if residual else 1))
-        compute = self._product_us(pixels * inputs * outputs, inputs, outputs, 1, pixels, 1)
-        return self._estimate(compute, maps, 4 * inputs * outputs, weights).total
+        maps = self.map_item_bytes * pixels * (inputs + outputs * (2 if residual else 1))
+        pairs = -(-inputs // 2) if self._narrow else 0
+        work = _Work(pixels * inputs * outputs, inputs, outputs, 1, pixels, 1, pairs)
+        each = self._weight_bytes(work)
+        return self._estimate(self._product_us(work), maps, each * inputs * outputs, weights).total
 
     def copy_us(self, size: int) -> float:
         """Time to read and write ``size`` bytes."""
@@ -173,7 +231,7 @@ class CostModel:
 
     def weight_level(self, graph: Graph) -> str:
         """Where the weights of a graph come from in every run: "l2", "l3" or "dram"."""
-        return self._level(graph.constant_bytes)
+        return self._level(graph.constant_bytes // (2 if self._narrow else 1))
 
     def estimate(self, graph: Graph, node: Node) -> Estimate:
         """The parts of a node's time."""
@@ -212,19 +270,22 @@ class CostModel:
         if node.op in ("Conv", "ConvTranspose"):
             weight = operands[1].shape if operands[1] is not None else None
             taps = math.prod(weight[2:]) if weight else 1
-        reduction = max(1, macs // outputs)
-        compute = self._product_us(macs, reduction, channels, group, outputs // channels, taps)
+        reduction, pixels = max(1, macs // outputs), outputs // channels
+        pairs = self._pairs(node, operands, reduction, group, pixels)
+        work = _Work(macs, reduction, channels, group, pixels, taps, pairs)
+        compute = self._product_us(work)
         program = node.get("epilogue")
         after = self._vector_us(outputs, _instructions(program)) if internal_program(program) else 0
-        activations = _bytes(node.out) + _read_bytes(v for v in operands if not _is_constant(v))
-        weights, level = (
-            _read_bytes(v for v in operands if _is_constant(v)),
-            self.weight_level(graph),
-        )
-        best = self._estimate(compute + after, activations, weights, level)
+        maps = [v for v in operands if not _is_constant(v)]
+        activations = self._bytes(graph, node.out) + self._read_bytes(graph, maps)
+        weights = self._read_bytes(graph, [v for v in operands if _is_constant(v)])
+        level, packed = self.weight_level(graph), weights * self._weight_bytes(work) // 4
+        best = self._estimate(compute + after, activations, packed, level)
         for _, compute, growth in self._winograd(node, operands, group):
             grown = int(weights * growth)
-            other = self._estimate(compute + after, activations, grown, level)
+            beyond = self._level(grown)  # alone they may outgrow what all weights fit into
+            apart = max(level, beyond, key=_LEVELS.index)
+            other = self._estimate(compute + after, activations, grown, apart)
             best = min(best, other, key=lambda estimate: estimate.total)
         return best
 
@@ -235,6 +296,8 @@ class CostModel:
         weight = operands[1].shape if operands[1] is not None else None
         if not self.winograd or node.op != "Conv" or weight is None or weight[1] <= _FEW_CHANNELS:
             return
+        if self._narrow and weight[1] % 2:
+            return
         if {*node.get("strides", (1,)), *node.get("dilations", (1,))} != {1}:
             return
         batch, channels, *spatial = node.out.tensor.static_shape or (0, 0)
@@ -243,25 +306,53 @@ class CostModel:
             tiles = batch * math.prod(-(-e // m) for e in spatial) * side**2
             if tiles and min(spatial) >= m:
                 macs = tiles * weight[1] * channels
-                compute = _FROM_L2 * self._product_us(macs, weight[1], channels, group, tiles, 1)
+                work = _Work(macs, weight[1], channels, group, tiles, 1)
+                compute = _FROM_L2 * self._product_us(work)
                 moved = tiles * (weight[1] * group + channels)
                 compute += self._vector_us(moved, _TRANSFORM[side])
                 yield m, compute, side**2 / weight[2] ** 2
 
-    def _product_us(
-        self, macs: int, reduction: int, channels: int, group: int, pixels: int, taps: int
-    ) -> float:
+    def _pairs(
+        self,
+        node: Node,
+        operands: Sequence[Value | None],
+        reduction: int,
+        group: int,
+        pixels: int,
+    ) -> int:
+        """Number of bfloat16 pairs that make an element of a product; 0 where it is float32."""
+        if not self._narrow or (pixels == 1 and self.precision.fc_weights != "fp32"):
+            return 0
+        if len(operands) < 2 or not _is_constant(operands[1]):
+            return 0
+        shape = (operands[1].shape if operands[1] and node.op == "Conv" else None) or ()
+        taps = math.prod(shape[2:])
+        inputs = reduction // taps
+        if inputs * group > _FEW_CHANNELS:  # neighbouring channels
+            return taps * -(-inputs // 2) if inputs > 1 else 0
+        row = shape[-1] if len(shape) > 2 else 1  # of a kernel, with its channels
+        return taps // row * -(-inputs * row // 2) if group == 1 else 0
+
+    def _weight_bytes(self, work: _Work) -> int:
+        """Bytes of a weight in memory."""
+        if work.pixels == 1 and not work.depthwise and self.precision.fc_weights != "fp32":
+            return _WEIGHT_BYTES[self.precision.fc_weights]
+        return 2 if work.pairs else 4
+
+    def _product_us(self, work: _Work) -> float:
         """Arithmetic of a product: the peak, less what idle lanes and short loops lose."""
         hardware = self.hardware
-        depthwise = group > 1 and reduction == taps
-        per_group = channels if depthwise else max(1, channels // group)
+        per_group = work.channels if work.depthwise else max(1, work.channels // work.group)
         lanes = hardware.for_channels(per_group).lanes
         padded = math.ceil(per_group / lanes) * lanes
-        efficiency = hardware.depthwise_efficiency if depthwise else hardware.efficiency
-        us = 2e-3 * macs * padded / per_group / (hardware.peak_gflops * efficiency)
-        if not depthwise:  # each tile clears its accumulators and stores them once
-            us *= (reduction + hardware.tile_overhead) / reduction
-        if pixels == 1:  # a weight is loaded for a single multiply-add
+        efficiency = hardware.depthwise_efficiency if work.depthwise else hardware.efficiency
+        us = 2e-3 * work.macs * padded / per_group / (hardware.peak_gflops * efficiency)
+        if not work.depthwise:  # each tile clears its accumulators and stores them once
+            steps = work.pairs or work.reduction
+            us *= (steps + hardware.tile_overhead) / work.reduction
+        if work.pairs:
+            us *= 2 / hardware.bf16_gain
+        if work.pixels == 1:  # a weight is loaded for a single multiply-add
             us *= 2.0
         return us
 
@@ -279,7 +370,7 @@ class CostModel:
             each = _INSTRUCTIONS.get(node.op, 1.0)
             apart = [v for v in operands if not _in_registers(graph, v, outputs)]
             if len(apart) < len(operands):
-                level_bytes = _read_bytes(v for v in apart if not _is_constant(v))
+                level_bytes = self._read_bytes(graph, [v for v in apart if not _is_constant(v)])
                 compute = self._vector_us(outputs, each)
                 return Estimate(
                     compute, **self._traffic(level_bytes), overlap=self.hardware.overlap
@@ -291,14 +382,28 @@ class CostModel:
             each = 2.0  # few accumulators: the latency of an addition shows
         else:
             each = _INSTRUCTIONS.get(node.op, 2.0)
-        moved = _read_bytes(operands)
+        moved = self._read_bytes(graph, operands)
         if not (node.op == "Map" and _in_place(graph, node, operands)):
-            moved += sum(_bytes(node[i]) for i in range(len(node.types)))
+            moved += sum(self._bytes(graph, node[i]) for i in range(len(node.types)))
         return self._estimate(self._vector_us(work, each), moved, 0, "l2")
 
     def _copy(self, graph: Graph, node: Node, operands: Iterable[Value | None]) -> Estimate:
-        size = _read_bytes(operands)
+        size = self._read_bytes(graph, operands)
         return self._estimate(0.0, 2 * size, 0, "l2") if size else _NOTHING
+
+    def _bytes(self, graph: Graph, value: Value) -> int:
+        """What a value takes in memory: in bfloat16 maps between nodes are narrow."""
+        of = value.node.types[value.index]
+        if not isinstance(of, TensorType):
+            return 0
+        item = _ITEM_BYTES.get(of.dtype or "float32", 4)
+        if self._narrow and of.dtype == "float32" and (of.rank or 0) > 1:
+            ends = value.node.is_input or value.node.is_constant or graph.is_output(value)
+            item = item if ends else self.map_item_bytes
+        return (cost.elements(of) or 0) * item
+
+    def _read_bytes(self, graph: Graph, values: Iterable[Value | None]) -> int:
+        return sum([self._bytes(graph, v) for v in values if v is not None])
 
     # --- the machine ----------------------------------------------------------------------------
 
@@ -334,9 +439,12 @@ class CostModel:
 
 
 @functools.lru_cache(maxsize=8)
-def cost_model(hardware: Hardware) -> CostModel:
-    """The model of a machine, made once."""
-    return CostModel(hardware)
+def cost_model(
+    hardware: Hardware,
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
+) -> CostModel:
+    """The model of a machine and the number formats on it, made once."""
+    return CostModel(hardware, precision)
 
 
 def internal_program(program: object) -> bool:
@@ -350,17 +458,6 @@ def _instructions(program: Program) -> float:
 
 def _is_constant(value: Value | None) -> bool:
     return value is not None and value.node.is_constant
-
-
-def _bytes(value: Value) -> int:
-    of = value.node.types[value.index]
-    if not isinstance(of, TensorType):
-        return 0
-    return (cost.elements(of) or 0) * _ITEM_BYTES.get(of.dtype or "float32", 4)
-
-
-def _read_bytes(values: Iterable[Value | None]) -> int:
-    return sum([_bytes(v) for v in values if v is not None])
 
 
 def _in_registers(graph: Graph, value: Value, elements: int) -> bool:

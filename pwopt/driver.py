@@ -92,6 +92,8 @@ def optimize(
     verify_passes: bool = False,
     max_growth: float = MAX_GROWTH,
     hardware: Hardware | None = None,
+    precision: str = "fp32",
+    fc_weights: str = "fp32",
     input_shapes: Shapes | None = None,
     replace_fc_head: bool = False,
     bottleneck: float | None = None,
@@ -112,6 +114,9 @@ def optimize(
         max_growth: share by which the model's file may become larger; rewrites that would copy or
             expand more weights are not made.
         hardware: what to optimize for; this machine if left out.
+        precision: of the executable that it is for: predictions depend on it, what the result
+            computes does not.
+        fc_weights: likewise.
         input_shapes: sizes for open dimensions, by input name.
         replace_fc_head: whether ``replace-fc-head`` runs before ``passes``. After a lossy pass the
             check is that the others keep what it made; how far that is from the original stands in
@@ -132,6 +137,7 @@ def optimize(
         NumericsError: the result differs from the original; the message names the guilty pass.
     """
     check_target(target)
+    formats = Precision(precision, fc_weights)
     if verify_passes and not verify:
         raise UsageError("--verify-passes is a check: leave out --no-verify (verify=False)")
     start = time.perf_counter()
@@ -162,7 +168,7 @@ def optimize(
             "calibration data are for lossy passes: give --bottleneck or --replace-fc-head, too"
         )
     graph = kept.copy()
-    context = Context(machine, target, budget=room)
+    context = Context(machine, target, formats, budget=room)
     answers: Reference | str = "not asked for"
     guard = None
     if verify_passes:
@@ -185,8 +191,8 @@ def optimize(
         source=source,
         target=target,
         hardware=machine,
-        before=summarize(original, machine),
-        after=summarize(graph, machine),
+        before=summarize(original, machine, formats),
+        after=summarize(graph, machine, formats),
         passes=(*(approximated.passes if approximated else ()), *rows),
         approximations=approximated.approximations if approximated else (),
         verification=verification,

@@ -10,6 +10,7 @@ from pwopt import cost
 from pwopt.cost_model import cost_model
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node
+from pwopt.precision import Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,8 +25,8 @@ class Layer:
         macs: multiply-accumulates.
         predicted_us: on one core, microseconds.
         time_share: of the graph's predicted time.
-        peak_share: multiply-adds a second over the machine's peak, of the measured time where
-            there is one; 0 for what multiplies nothing.
+        peak_share: multiply-adds a second over the peak at this precision, of the measured time
+            where there is one; 0 for what multiplies nothing.
         bound: "compute", "l2", "l3", "dram" or "launch".
         measured_us: of the CPU target's kernels, None where not measured.
     """
@@ -40,10 +41,13 @@ class Layer:
 
 
 def layers(
-    graph: Graph, hardware: Hardware, measured: Mapping[Node, float] | None = None
+    graph: Graph,
+    hardware: Hardware,
+    measured: Mapping[Node, float] | None = None,
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
 ) -> list[Layer]:
     """The nodes that take time, the slowest first."""
-    model = cost_model(hardware)
+    model = cost_model(hardware, precision)
     total = model.graph_us(graph)
     found = []
     for node in graph.topological():
@@ -51,13 +55,17 @@ def layers(
         if not us and took is None:
             continue
         macs = cost.node_macs(graph, node)
-        share = 2e-3 * macs / ((took or us) * hardware.peak_gflops) if took or us else 0.0
+        share = 2e-3 * macs / ((took or us) * model.peak_gflops) if took or us else 0.0
         bound = model.bottleneck(graph, node)
         found.append(Layer(node.label, macs, us, us / (total or 1.0), share, bound, took))
     return sorted(found, key=lambda each: -(each.measured_us or each.predicted_us))
 
 
-def measure(graph: Graph, hardware: Hardware) -> dict[Node, float]:
+def measure(
+    graph: Graph,
+    hardware: Hardware,
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
+) -> dict[Node, float]:
     """Microseconds of each node on the CPU target, all of its kernels together; one thread.
 
     Raises:
@@ -66,7 +74,7 @@ def measure(graph: Graph, hardware: Hardware) -> dict[Node, float]:
     from pwopt.targets.cpu.profile import profile
 
     found: dict[Node, float] = {}
-    for each in profile(graph, hardware):
+    for each in profile(graph, hardware, precision=precision):
         if each.node is not None:
             found[each.node] = found.get(each.node, 0.0) + each.us
     return found

@@ -26,6 +26,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph, Node
 from pwopt.ir.verify import verify
+from pwopt.precision import Precision
 
 MAX_SWEEPS = 100  # of one rewrite over the graph; every rewrite must make progress
 # Operations of a graph whose time is predicted after every pass: 40 us an operation add up.
@@ -88,6 +89,7 @@ class Context:
     Attributes:
         hardware: the machine that the graph is optimized for.
         target: "cpu" or "cuda".
+        precision: number formats that the target will compute in.
         remarks: filled by the passes.
         budget: what the constants of the graph may take; unlimited if left out.
         max_rewrites: rewrites that are still made, None for all; how a wrong one is searched for.
@@ -102,6 +104,7 @@ class Context:
 
     hardware: Hardware = field(default_factory=hardware.host)
     target: str = "cpu"
+    precision: Precision = field(default_factory=Precision)
     remarks: list[Remark] = field(default_factory=list)
     budget: Budget = field(default_factory=Budget)
     max_rewrites: int | None = None
@@ -115,7 +118,7 @@ class Context:
     @property
     def cost_model(self) -> CostModel:
         """Predicts how long nodes take on the hardware; passes ask it before they rewrite."""
-        return cost_model(self.hardware)
+        return cost_model(self.hardware, self.precision)
 
     def growth(self, max_bytes: int | None = None) -> Growth:
         """What a pass may add to the constants, by its own bound and the run's."""
@@ -124,7 +127,11 @@ class Context:
     def fresh(self, **changes: Any) -> Context:
         """A context for another run on the same graph, with nothing noted yet."""
         return Context(
-            self.hardware, self.target, budget=Budget(self.budget.limit_bytes), **changes
+            self.hardware,
+            self.target,
+            self.precision,
+            budget=Budget(self.budget.limit_bytes),
+            **changes,
         )
 
     def may_rewrite(self, each: Pass, node: Node) -> bool:

@@ -22,6 +22,7 @@ from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node
 from pwopt.numerics import tolerance
 from pwopt.output import GENERATOR, REPORT
 from pwopt.pipeline import PassReport
+from pwopt.precision import Precision
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -155,7 +156,11 @@ class Report:
         return json.dumps(self.to_json(), indent=1) + "\n"
 
 
-def summarize(graph: Graph, hardware: Hardware) -> GraphSummary:
+def summarize(
+    graph: Graph,
+    hardware: Hardware,
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
+) -> GraphSummary:
     """The size of a graph, and its predicted time on a machine."""
     operations = [n for n in graph.nodes() if not n.is_input and not n.is_constant]
     macs = {n: cost.node_macs(graph, n) for n in operations}
@@ -166,7 +171,7 @@ def summarize(graph: Graph, hardware: Hardware) -> GraphSummary:
         parameters=cost.parameters(graph),
         parameter_bytes=graph.constant_bytes,
         ops=dict(Counter(n.op for n in operations).most_common()),
-        predicted_us=cost_model(hardware).graph_us(graph),
+        predicted_us=cost_model(hardware, precision).graph_us(graph),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pwopt import driver, hardware
 from pwopt.errors import UsageError
 from pwopt.hardware import Hardware
+from pwopt.precision import Precision
 
 if TYPE_CHECKING:
     from pwopt.targets.cpu.tuner import Tuned
@@ -38,6 +39,8 @@ def tune(
     fleet: Fleet | None = None,
     input_shapes: driver.Shapes | None = None,
     progress: driver.Progress | None = None,
+    precision: str = "fp32",
+    fc_weights: str = "fp32",
 ) -> Tuned:
     """Measures schedules of a model's kernels and records them in the tuning database.
 
@@ -52,14 +55,17 @@ def tune(
         fleet: machines to measure on; this one if left out.
         input_shapes: sizes for open dimensions, by input name.
         progress: called with a few words at the start of each step.
+        precision: of the kernels: a schedule holds for the formats that it was measured with.
+        fc_weights: likewise.
 
     Raises:
-        UsageError: no time, or open dimensions.
+        UsageError: no time, an unknown format, or open dimensions.
         CodegenError: a node has no kernel of ours.
         TuningError: the database or the fleet cannot be used.
     """
     if seconds <= 0 or threads < 1:
         raise UsageError(f"{seconds:g} seconds, {threads} threads: both must be positive")
+    formats = Precision(precision, fc_weights)
     from pwopt.targets.cpu import tuner
     from pwopt.targets.cpu.fleet import machines
     from pwopt.targets.cpu.profile import TimedPlan
@@ -70,7 +76,9 @@ def tune(
     graph, _ = driver.read(model, input_shapes)
     if graph is not model:
         step("optimizing")
-        graph = driver.optimize(graph, verify=False, hardware=machine).graph
+        graph = driver.optimize(
+            graph, verify=False, hardware=machine, precision=precision, fc_weights=fc_weights
+        ).graph
     return tuner.tune(
         graph,
         machine,
@@ -79,4 +87,5 @@ def tune(
         seconds,
         step,
         machines(fleet.tracker, fleet.key) if fleet else (TimedPlan,),
+        formats,
     )

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import pwopt
-from pwopt import cli
+from pwopt import cli, hardware
 from pwopt.errors import UsageError
 from pwopt.models import blocks
 
@@ -164,6 +164,22 @@ def test_inspect_measures_each_kernel(capsys: Capture) -> None:
     assert cli.run(["inspect", MODEL, "--measure"]) == 0
     assert "measured" in capsys.readouterr().out
     assert cli.run(["inspect", MODEL, "--measure", "--mcpu", "x86-64-v3"]) == 2
+
+
+@pytest.mark.skipif(not hardware.host().bf16, reason="this processor has no AVX512-BF16")
+def test_inspect_predicts_and_measures_bf16(capsys: Capture) -> None:
+    flags = ["inspect", MODEL, "--measure", "--json"]
+    assert cli.run(flags) == 0
+    wide = json.loads(capsys.readouterr().out)
+    assert cli.run([*flags, "--precision", "bf16"]) == 0
+    narrow = json.loads(capsys.readouterr().out)
+    assert narrow["precision"]["compute"] == "bf16"
+    assert narrow["summary"]["predicted_us"] < wide["summary"]["predicted_us"]
+    assert all(layer["measured_us"] >= 0 for layer in narrow["layers"])
+    assert cli.run(["inspect", MODEL, "--precision", "bf16"]) == 0
+    assert "bf16" in capsys.readouterr().out
+    assert cli.run(["inspect", MODEL, "--precision", "fp17"]) == 2
+    assert "--precision fp17" in capsys.readouterr().err
 
 
 def test_inspect_shows_the_share_of_pointwise(tmp_path: Path, capsys: Capture) -> None:

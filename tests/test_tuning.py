@@ -62,9 +62,27 @@ def test_optimize_tunes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (folder / "model.so").is_file()
 
 
-@pytest.mark.parametrize(
-    "flags", [["--mcpu", "x86-64-v3"], ["--no-compile"], ["--precision", "bf16"]]
-)
+@pytest.mark.skipif(not hardware.host().bf16, reason="this processor has no AVX512-BF16")
+@pytest.mark.usefixtures("few")
+def test_bf16_has_kernels_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    database, flags = tmp_path / "tuning.sqlite", ["--precision", "bf16"]
+    arguments = ["tune", str(MODEL), "--database", str(database), "--seconds", "1000", "--json"]
+    assert cli.run(arguments) == 0
+    machine = machine_key(hardware.host())
+    plain = set(TuningDatabase(database).measured(machine))
+    assert cli.run([*arguments, *flags]) == 0
+    added = set(TuningDatabase(database).measured(machine)) - plain
+    assert added
+    assert all("pair" in kernel for kernel in added)
+    capsys.readouterr()
+    folder = tmp_path / "out"
+    arguments = ["optimize", str(MODEL), "-o", str(folder), "--database", str(database)]
+    assert cli.run([*arguments, "--tune", "1000", *flags]) == 0
+    assert "tuning: 0 of" not in capsys.readouterr().err  # nothing is left to measure
+    assert (folder / "model.so").is_file()
+
+
+@pytest.mark.parametrize("flags", [["--mcpu", "x86-64-v3"], ["--no-compile"]])
 def test_what_cannot_be_tuned(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

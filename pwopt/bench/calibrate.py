@@ -17,6 +17,7 @@ from pwopt.cost_model import cost_model
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Value
 from pwopt.ir.program import Program
 from pwopt.ir.types import TensorType
+from pwopt.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,19 @@ class Case:
         return graph, node
 
 
-def measure(rounds: int = 20, repeats: int = 3) -> Iterator[CalibrationRow]:
+def measure(
+    rounds: int = 20,
+    repeats: int = 3,
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
+) -> Iterator[CalibrationRow]:
     """Measures :func:`cases` on this machine, one thread; the fastest of a few repeats."""
     from pwopt.targets.cpu.profile import profile
 
     machine = hardware.host()
-    model = cost_model(machine)
+    model = cost_model(machine, precision)
     for case in cases():
         graph, node = case.graph()
-        runs = [profile(graph, machine, rounds) for _ in range(repeats)]
+        runs = [profile(graph, machine, rounds, precision) for _ in range(repeats)]
         measured = min(sum(t.us for t in run if t.node is node) for run in runs)
         yield CalibrationRow(
             case.name, model.node_us(graph, node), measured, model.bottleneck(graph, node)

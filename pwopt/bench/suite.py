@@ -178,7 +178,9 @@ def _measure(
 ) -> SuiteRow:
     original = model.build()
     start = time.perf_counter()
-    optimized = driver.optimize(original, verify=False)
+    optimized = driver.optimize(
+        original, verify=False, precision=formats.compute, fc_weights=formats.fc_weights
+    )
     optimize_s, start = time.perf_counter() - start, time.perf_counter()
     options = CodeOptions(threads, precision=formats.compute, fc_weights=formats.fc_weights)
     program, optimized = driver.compile_optimized(optimized, options)

@@ -17,7 +17,9 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 # dtypes of views and memories, and what TVM sees
 DTYPE = "bfloat16"  # kernels load and store float32
 PAIR = "pair32"  # the elements are pairs
-STORED = {DTYPE: "uint16", PAIR: "int32"}
+NEIGHBOURS = "pair16"  # the elements are bfloat16, loaded as pairs of one and the next in memory
+PAIRS = (PAIR, NEIGHBOURS)
+STORED = {DTYPE: "uint16", PAIR: "int32", NEIGHBOURS: "uint16"}
 
 _INTRINSICS = {16: "512", 8: "256", 4: "128"}  # bits of a vector by float32 lanes
 
@@ -76,6 +78,11 @@ def widen(bits: Any, lanes: int) -> Any:
     """The float32 of bfloat16 elements given as ``uint16``."""
     shifted = T.cast(bits, _vector("uint32", lanes)) << _spread(T.uint32(16), lanes)
     return T.reinterpret(_vector("float32", lanes), shifted)
+
+
+def neighbours(bits: Any) -> Any:
+    """Two adjacent bfloat16 elements given as a vector of ``uint16`` as a pair."""
+    return T.reinterpret("int32", bits)
 
 
 def rounded(array: np.ndarray) -> np.ndarray:

@@ -41,6 +41,8 @@ class Memory:
 
     def load(self, offset: Expr, lanes: int = 1, stride: Expr = 1) -> Expr:
         """``lanes`` elements ``stride`` apart as one vector (a scalar for one lane)."""
+        if self.dtype == bfloat16.NEIGHBOURS:
+            return bfloat16.neighbours(self.buffer[T.ramp(offset, 1, 2)])
         value = self.buffer[offset if lanes == 1 else T.ramp(offset, stride, lanes)]
         return bfloat16.widen(value, lanes) if self.dtype == bfloat16.DTYPE else value
 

@@ -84,7 +84,7 @@ class Lowering:
     ) -> None:
         self.graph, self.hardware, self.threads = graph, precision.on(hardware), threads
         self.schedules, self.precision = schedules or Schedules(), precision
-        model, sides = cost_model(self.hardware), _SIDES[winograd]
+        model, sides = cost_model(self.hardware, precision), _SIDES[winograd]
         self._sides = affordable_sides(graph, model, sides, max_growth) if sides else {}
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
@@ -156,7 +156,8 @@ class Lowering:
         """Notes the predicted time of a node on the call that does its work."""
         work = [s for s in steps if s.factory not in (copy, fill_border)] or list(steps)
         if work:
-            work[-1].predicted_us = cost_model(self.hardware).node_us(self.graph, node)
+            model = cost_model(self.hardware, self.precision)
+            work[-1].predicted_us = model.node_us(self.graph, node)
 
     # --- values in ------------------------------------------------------------------------------
 

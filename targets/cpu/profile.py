@@ -13,6 +13,7 @@ import numpy as np
 from pwopt.errors import CodegenError, TuningError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node
+from pwopt.precision import Precision
 from pwopt.targets import runtime
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
@@ -39,19 +40,25 @@ class KernelTime:
     us: float
 
 
-def profile(graph: Graph, hardware: Hardware, rounds: int = 30) -> list[KernelTime]:
+def profile(
+    graph: Graph,
+    hardware: Hardware,
+    rounds: int = 30,
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
+) -> list[KernelTime]:
     """Measures each kernel of one inference on one thread, all of them in turn.
 
     Args:
         graph: of static shapes; not changed.
         hardware: this machine.
         rounds: inferences measured.
+        precision: number formats.
 
     Raises:
         CodegenError: a node has no kernel.
     """
-    lowering = traced(graph, hardware)
-    timed = TimedPlan(lowering.plan, hardware)
+    lowering = traced(graph, hardware, precision=precision)
+    timed = TimedPlan(lowering.plan, lowering.hardware)
     us = fastest([timed.run() for _ in range(rounds + 1)][1:])
     return [
         KernelTime(node, step.kernel_name, t)
@@ -65,14 +72,18 @@ def fastest(samples: Sequence[Sequence[float]]) -> list[float]:
 
 
 def traced(
-    graph: Graph, hardware: Hardware, threads: int = 1, schedules: Schedules | None = None
+    graph: Graph,
+    hardware: Hardware,
+    threads: int = 1,
+    schedules: Schedules | None = None,
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
 ) -> Traced:
     """A graph lowered as a whole, with what each step is for.
 
     Raises:
         CodegenError: a node has no kernel.
     """
-    lowering = Traced(graph, hardware, threads, schedules)
+    lowering = Traced(graph, hardware, threads, schedules, precision=precision)
     for node, reason in lowering.run(RULES).items():
         raise CodegenError(f"{node.label} has no kernel: {reason}")
     return lowering
@@ -143,10 +154,10 @@ class Traced(Lowering):
         kernels: one per step: the kernel that a schedule was chosen for, or nothing.
     """
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.nodes: list[Node | None] = []
         self.kernels: list[str] = []
-        super().__init__(*arguments)
+        super().__init__(*arguments, **keywords)
 
     def emit(self, *arguments: Any, **keywords: Any) -> None:
         super().emit(*arguments, **keywords)

@@ -23,6 +23,7 @@ from pwopt.targets.cpu.codegen import View
 from pwopt.targets.cpu.compile import compile_graph
 from pwopt.targets.cpu.kernels.copy import copy, fill
 from pwopt.targets.cpu.narrowing import narrow_values
+from tests.targets.guarding import compile_guarded
 from tests.targets.kernel_helpers import aligned, callables
 from tests.targets.lowering_helpers import model, node, normal
 
@@ -99,7 +100,27 @@ CONVOLUTIONS: dict[str, tuple[ModelProto, dict[str, np.ndarray]]] = {
     "one dimension": convolution((1, 12, 31), 20, (5,), pads=[2, 2]),
     "residual": convolution((2, 16, 7, 7), 40, (3, 3), residual=True, pads=[1, 1, 1, 1]),
     "depthwise": convolution((1, 24, 9, 9), 24, (3, 3), group=24, pads=[1, 1, 1, 1]),
+    "groups of odd size, strided": convolution(
+        (2, 21, 11, 14), 12, (3, 3), group=3, pads=[1, 0, 1, 1], strides=[2, 1]
+    ),
+    "groups of one channel, several results": convolution((1, 6, 9, 9), 24, (3, 3), group=6),
+    "dilated and strided, odd channels": convolution(
+        (1, 9, 17, 15), 18, (3, 3), pads=[2, 2, 2, 2], dilations=[2, 2], strides=[2, 2]
+    ),
+    "five channels": convolution((1, 5, 9, 11), 33, (5, 5), pads=[2, 2, 2, 2]),
     "photo": convolution((1, 3, 15, 15), 24, (3, 3), pads=[1, 1, 1, 1], strides=[2, 2]),
+    "photo, every pixel": convolution((2, 3, 13, 14), 40, (3, 3), pads=[1, 1, 1, 1]),
+    "photo without padding": convolution((1, 3, 30, 27), 40, (7, 7), strides=[2, 2]),
+    "photo, long strides": convolution((1, 3, 35, 39), 32, (11, 11), strides=[4, 4]),
+    "photo, strides of three": convolution((1, 3, 17, 20), 24, (4, 3), strides=[1, 3]),
+    "photo, rows apart": convolution((1, 3, 15, 15), 24, (3, 3), dilations=[2, 1]),
+    "photo, columns apart": convolution((1, 3, 15, 15), 24, (3, 3), dilations=[1, 2]),
+    "photo, residual": convolution((1, 3, 9, 9), 24, (3, 3), residual=True, pads=[1, 1, 1, 1]),
+    "one channel": convolution((1, 1, 17, 19), 20, (5, 5), pads=[2, 2, 2, 2]),
+    "two channels": convolution((1, 2, 11, 13), 37, (3, 2), pads=[0, 1, 1, 1]),
+    "four channels": convolution((1, 4, 11, 13), 48, (3, 3), strides=[1, 2]),
+    "pointwise of three channels": convolution((1, 3, 9, 7), 33, (1, 1)),
+    "sound": convolution((2, 2, 40), 64, (7,), pads=[3, 3], strides=[2]),
     "one pixel": convolution((1, 40, 1, 1), 33, (1, 1)),
 }
 
@@ -110,6 +131,21 @@ CONVOLUTIONS: dict[str, tuple[ModelProto, dict[str, np.ndarray]]] = {
 def test_convolution_is_exact_on_operands_that_bfloat16_represents(case: str, threads: int) -> None:
     source, inputs = CONVOLUTIONS[case]
     (got,) = run(source, inputs, threads=threads)
+    assert scaled_error(got, exact(source, inputs)[0]) < 3e-6
+
+
+PHOTOS = [name for name in CONVOLUTIONS if name.startswith("photo")]
+
+
+@needs_bf16
+@pytest.mark.parametrize("case", [*PHOTOS, "one channel", "two channels", "sound"])
+def test_few_channels_are_paired_along_kernel_rows(case: str) -> None:
+    source, inputs = CONVOLUTIONS[case]
+    graph = pwopt.optimize(source, verify=False).graph
+    made, guard = compile_guarded(graph, separate=True, precision="bf16")
+    stored = {k["weights"] for k in made.report["kernels"] if k["kernel"] == "conv"}
+    assert stored == {"fp32" if case == "photo, columns apart" else "bf16 products"}
+    (got,) = guard.run(made, inputs).values()  # memory that nothing wrote holds NaN
     assert scaled_error(got, exact(source, inputs)[0]) < 3e-6
 
 

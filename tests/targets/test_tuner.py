@@ -12,6 +12,7 @@ from pwopt import hardware, numerics
 from pwopt.frontend.reference import ReferenceModel
 from pwopt.ir.graph import Graph
 from pwopt.models import blocks
+from pwopt.precision import Precision
 from pwopt.targets.cpu import tuner
 from pwopt.targets.cpu.compile import compile_graph
 from pwopt.targets.cpu.profile import traced
@@ -44,6 +45,22 @@ def test_every_candidate_is_right(name: str, monkeypatch: pytest.MonkeyPatch) ->
         executable = compile_graph(graph, HOST, schedules=search.next())
         found = numerics.differences(want, executable.run(feeds))
         assert all(d.ok for d in found), found
+
+
+@pytest.mark.skipif(not HOST.bf16, reason="this processor has no AVX512-BF16")
+def test_every_candidate_of_bf16_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "MAX_CANDIDATES", 14)
+    source, bf16 = blocks.BLOCKS["bottleneck"](size=12), Precision("bf16")
+    graph = pwopt.optimize(source, verify=False, precision="bf16").graph
+    feeds = {"input": np.random.default_rng(0).standard_normal((1, *_shape(graph)), np.float32)}
+    (want,) = ReferenceModel(graph).run(feeds).values()
+    search = tuner.Search({})
+    kernels = [k for k in traced(graph, HOST, 1, search, bf16).kernels if k]
+    assert all("pair32" in kernel for kernel in kernels)
+    while search.left:
+        made = compile_graph(graph, HOST, schedules=search.next(), precision=bf16)
+        (got,) = made.run(feeds).values()
+        assert 1e-4 < np.abs(got - want).max() / np.abs(want).max() < 1e-2
 
 
 def test_measures_each_schedule_once(

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu import bfloat16
-from pwopt.targets.cpu.bfloat16 import PAIR
+from pwopt.targets.cpu.bfloat16 import PAIRS
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let, loop
 from pwopt.targets.cpu.kernels.emit import emit
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
@@ -221,7 +221,7 @@ class _Conv:
             column,
             prefetch if self.tile.prefetch else None,
             line if self.tile.stream else None,
-            pairs=x.dtype == PAIR,
+            pairs=x.dtype in PAIRS,
         )
 
     def _epilogue(

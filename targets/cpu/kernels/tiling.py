@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pwopt.hardware import Hardware
+from pwopt.targets.cpu.bfloat16 import PAIRS
 from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.microkernel import blocks_of
 
@@ -96,6 +97,7 @@ def conv_cycles(geometry: Geometry, hardware: Hardware, mr: int, nrv: int) -> fl
     """Predicted time of all tiles of one group on one core."""
     pixels = geometry.pixel_tiling(mr)
     split, row = pixels.split, pixels.row
+    each = 2 / hardware.bf16_gain if geometry.x.dtype in PAIRS else 1.0
     total = 0.0
     for span in pixels.spans:
         size = span.size * row.extent
@@ -104,20 +106,26 @@ def conv_cycles(geometry: Geometry, hardware: Hardware, mr: int, nrv: int) -> fl
             for i in range(span.size)
             for j in range(row.extent)
         ]
-        slow = _conflict_factor(offsets, hardware)
+        slow = _conflict_factor(offsets, geometry.x.itemsize, hardware)
         for panel in geometry.panels(nrv):
-            step = step_cycles(size, panel.size) * slow
+            step = step_cycles(size, panel.size, each) * slow
             step += _traffic_cycles(size, panel.size, geometry, hardware)
             ends = TILE_CYCLES + size * panel.size * (1.5 + len(geometry.extras))
             total += span.count * panel.count * (geometry.steps * step + ends)
     return total * math.prod(dim.extent for dim in pixels.outer)
 
 
-def step_cycles(pixels: int, vectors: int) -> float:
-    """Cycles of one reduction step: the scarcest of multipliers, load ports, decoders, latency."""
+def step_cycles(pixels: int, vectors: int, each: float = 1.0) -> float:
+    """Cycles of one reduction step: the scarcest of multipliers, load ports, decoders, latency.
+
+    Args:
+        pixels: of the tile.
+        vectors: of output channels.
+        each: time of a product, in that of a float32 multiply-add.
+    """
     products = pixels * vectors
     loads = pixels + 2 * vectors  # with a prefetch per vector
-    return max(products / 2, loads / 2, (products + loads + 3) / 4, _LATENCY)
+    return max(each * products / 2, loads / 2, (products + loads + 3) / 4, _LATENCY)
 
 
 def _order(geometry: Geometry, hardware: Hardware) -> str:
@@ -138,9 +146,9 @@ def _traffic_cycles(pixels: int, vectors: int, geometry: Geometry, hardware: Har
     return cycles
 
 
-def _conflict_factor(offsets: list[int], hardware: Hardware) -> float:
+def _conflict_factor(offsets: list[int], item: int, hardware: Hardware) -> float:
     """Slowdown by pixels that share L1 sets; weights and the next line need two ways (measured)."""
-    lines = {offset * 4 // _LINE for offset in offsets}
+    lines = {offset * item // _LINE for offset in offsets}
     sets = Counter(line % (_PAGE // _LINE) for line in lines)
     free = hardware.l1_bytes // _PAGE - max(sets.values())
     return 1.0 if free >= 2 else 1.02 if free == 1 else 1.3

@@ -14,7 +14,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import Program
 from pwopt.ir.shapes import explicit_pads
-from pwopt.targets.cpu.bfloat16 import PAIR
+from pwopt.targets.cpu.bfloat16 import NEIGHBOURS, PAIR
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
@@ -69,7 +69,6 @@ def convolution(lowering: Lowering, node: Node) -> None:
     if pads is None or any(p < 0 for p in pads):
         raise Unsupported("its padding is not known or negative")
     border = tuple(p for i in range(spatial) for p in (pads[i], pads[spatial + i]))
-    tensor = _input(lowering, node, border)
     if spatial == 1:
         weight = weight[:, :, None, :]
         strides, dilations, pads = (1, *strides), (1, *dilations), (0, *pads)
@@ -79,6 +78,7 @@ def convolution(lowering: Lowering, node: Node) -> None:
         (dilations[0], dilations[1]),
         (pads[0], pads[1]),
     )
+    tensor = _input(lowering, node, border, window)
     _emit(lowering, node, tensor, weight, bias, extras, window, node.get("group", 1))
 
 
@@ -90,12 +90,12 @@ def pointwise(lowering: Lowering, node: Node) -> None:
     weight = lowering.constant_array(node, 1, "weight")[:, :, None, None]
     spatial = len(static_shape(x)) - 2
     strides = tuple(node.get("strides", (1,) * spatial))
-    tensor = _input(lowering, node, ())
     if spatial == 3:
         if strides != (1, 1, 1):
             raise Unsupported("a strided three-dimensional convolution")
         strides = (1, 1)
     window = Window((1, 1), (1,) * (2 - len(strides)) + strides, (1, 1), (0, 0))
+    tensor = _input(lowering, node, (), window)
     _emit(lowering, node, tensor, weight, bias, extras, window, node.get("group", 1))
 
 
@@ -119,6 +119,8 @@ def _emit(
     placed_extras = [place(_extra(lowering, e, node.out)) for e in extras]
     extra_views = tuple(v for _, v in placed_extras)
     xp, xv = place(image_tensor(x))
+    if xv.dtype == NEIGHBOURS:
+        xv, weight, window = bf16.by_rows(xv, weight, window)
     yp, yv = place(image_tensor(lowering.result(node.out)))
     channels = weight.shape[0]
     is_depthwise = weight.shape[1] == 1 and groups == channels > 1 and xv.strides[3] == 1
@@ -189,11 +191,13 @@ class _Layer:
         g, hardware, lowering = self.geometry, self.hardware, self.lowering
         sides = lowering.winograd_sides
         stored = weight_dtype(lowering, g.x, math.prod(g.y.shape[:3]))
-        sides = sides if stored in ("float32", PAIR) and transforms_safely(self.arrays[0]) else ()
+        usual = stored in ("float32", PAIR) and g.x.dtype != NEIGHBOURS
+        sides = sides if usual and transforms_safely(self.arrays[0]) else ()
         # What Winograd's algorithm, which computes in float32, would read.
-        wide = replace(g, x=bf16.elements(g.x)) if stored == PAIR else g
+        wide = replace(g, x=bf16.elements(g.x)) if g.x.dtype == PAIR else g
         sides = sides if wide.in_channels == self.arrays[0].shape[1] else ()  # no zeros in pairs
-        streamed = cost_model(hardware).weight_level(lowering.graph) == "dram"
+        model = cost_model(hardware, lowering.precision)
+        streamed = model.weight_level(lowering.graph) == "dram"
 
         def rule() -> Tile | WinogradTile:
             threads = lowering.threads
@@ -236,12 +240,15 @@ class _Layer:
         return (*views, self.hardware, tile, self.lowering.threads)
 
 
-def _input(lowering: Lowering, node: Node, border: tuple[int, ...]) -> Tensor:
-    """The input with its border, as pairs for bfloat16; a photo's few channels stay as they lie."""
+def _input(lowering: Lowering, node: Node, border: tuple[int, ...], window: Window) -> Tensor:
+    """The input with its border, as pairs for bfloat16; else a photo's few channels stay."""
     x = lowering.required(node, 0)
-    groups, (batch, _, *sizes) = node.get("group", 1), static_shape(node.out)
-    if bf16.pays(lowering, static_shape(x)[1], batch * math.prod(sizes), groups):
+    groups, (batch, outputs, *sizes) = node.get("group", 1), static_shape(node.out)
+    channels = static_shape(x)[1]
+    if bf16.pays(lowering, channels, batch * math.prod(sizes), groups):
         return bf16.pairs(lowering, x, border, groups)
+    if groups == 1 and len(sizes) < 3 and bf16.rows_pay(lowering, channels, outputs, window):
+        return bf16.rows(lowering, x, border, window)
     if any(border):
         return lowering.with_border(x, border)
     tensor = lowering.tensor(x)

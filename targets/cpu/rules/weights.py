@@ -9,7 +9,7 @@ import numpy as np
 
 from pwopt.ir.graph import Node, Value
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
-from pwopt.targets.cpu.bfloat16 import PAIR
+from pwopt.targets.cpu.bfloat16 import PAIR, PAIRS
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.plan import Pointer
 from pwopt.targets.cpu.views import View
@@ -28,8 +28,8 @@ def weight_dtype(lowering: Lowering, x: View, pixels: int) -> str:
     The weights of a single pixel (row) are read once for one multiply-add each, so that their size
     is what counts.
     """
-    if x.dtype == PAIR or pixels > 1:
-        return PAIR if x.dtype == PAIR else "float32"
+    if x.dtype in PAIRS or pixels > 1:
+        return PAIR if x.dtype in PAIRS else "float32"
     return {"fp32": "float32", "bf16": BFLOAT16, "int8": "int8"}[lowering.precision.fc_weights]
 
 
