@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node, Value
+from pwopt.passes.fold_constants import FoldConstants
 from pwopt.passes.infer_shapes import InferShapes
 from pwopt.pipeline import Context
 from pwopt.precision import Precision
@@ -36,6 +37,7 @@ def rounded(graph: Graph, precision: Precision, variation: float = 1.0) -> Graph
     """
     graph = graph.copy()
     InferShapes().run(graph, Context())
+    FoldConstants().run(graph, Context())  # weights may stand behind a Reshape
     for node in graph.nodes():
         if node.domain != ONNX_DOMAIN or node.op not in _PRODUCTS:
             continue
@@ -43,12 +45,12 @@ def rounded(graph: Graph, precision: Precision, variation: float = 1.0) -> Graph
         if x is None or weight is None or not (_is_float(x) and _is_float(weight)):
             continue
         form = precision.fc_weights if _has_one_row(node) else "fp32"
+        if precision.compute == "bf16":
+            _replace(graph, node, 0, _split(graph, x, variation))
+            if form == "fp32" and not _is_depthwise(node, x):
+                _replace(graph, node, 1, _stored(graph, weight, node, "bf16", variation))
         if form != "fp32":
             _replace(graph, node, 1, _stored(graph, weight, node, form, variation))
-        elif precision.compute == "bf16":
-            _replace(graph, node, 0, _split(graph, x, variation))
-            if not _is_depthwise(node, x):
-                _replace(graph, node, 1, _stored(graph, weight, node, "bf16", variation))
     graph.erase_dead()
     return graph
 

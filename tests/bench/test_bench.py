@@ -61,7 +61,9 @@ def text_of(*things: object) -> str:
     return capture.get()
 
 
-@pytest.mark.parametrize(("precision", "fc_weights"), [("fp32", "fp32"), ("bf16", "int8")])
+@pytest.mark.parametrize(
+    ("precision", "fc_weights"), [("fp32", "fp32"), ("fp32", "int8"), ("bf16", "int8")]
+)
 def test_suite_of_either_precision(precision: str, fc_weights: str) -> None:
     (found,) = run_suite(
         [SUITE["mnist_conv"]], runs=2, accuracy=False, precision=precision, fc_weights=fc_weights
