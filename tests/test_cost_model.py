@@ -100,7 +100,7 @@ def pointwise(graph: Graph, x: Value, outputs: int) -> Node:
     return graph.add("Pointwise", [x, weight], domain=KERNEL_DOMAIN)
 
 
-# The same of `--calibrate --precision bf16` on Zen 4, where it is about products.
+# The same of `pwopt bench calibrate --precision bf16` on Zen 4, where it is about products.
 MEASURED_BF16 = {
     "1x1 64->64 @56": 117,
     "1x1 64->256 @56": 459,

@@ -130,10 +130,14 @@ def passes(
 
 
 @app.command()
-def calibrate(output: OutputOption = None, json_: JsonOption = False) -> None:
+def calibrate(
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of the kernels.")] = "fp32",
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
     """The cost model's predictions beside measured kernels, one thread."""
     sheet = Sheet(output, json_)
-    _calibrate(sheet)
+    _calibrate(sheet, precision)
     sheet.finish()
 
 
@@ -240,11 +244,12 @@ def _passes(sheet: Sheet, names: list[str] | None, runs: int | None) -> None:
     sheet.add("passes", rows, "passed")
 
 
-def _calibrate(sheet: Sheet) -> None:
+def _calibrate(sheet: Sheet, precision: str = "fp32") -> None:
     from pwopt.bench import tables
     from pwopt.bench.calibrate import measure
+    from pwopt.precision import Precision
 
-    rows = list(measure())
+    rows = list(measure(precision=Precision(precision)))
     sheet.show(tables.calibration_table(rows))
     sheet.add("calibration", rows, "ratio")
 
