@@ -32,16 +32,16 @@ class Layer:
     Attributes:
         node: Conv, Gemm or MatMul.
         weight: (outputs, inputs, *kernel), float32.
-        bias: (outputs,).
+        bias: (outputs,), or None.
         wanted: (rows, outputs), responses of the original network.
-        center: (outputs,), the responses' mean.
+        center: (outputs,), the responses' mean, less the bias.
         inputs, outputs: directions of its inputs and responses, the most important first.
         choices: ways to replace it, and to keep it.
     """
 
     node: Node
     weight: np.ndarray
-    bias: np.ndarray
+    bias: np.ndarray | None
     wanted: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     center: np.ndarray = field(default_factory=lambda: np.zeros(0))
     inputs: Basis | None = None
@@ -63,28 +63,37 @@ class Layer:
         """Whether it looks at more than one pixel."""
         return int(np.prod(self.kernel, initial=1)) > 1
 
-    def observe(self, rows_in: np.ndarray, rows_out: np.ndarray, *, data: bool) -> None:
-        """Finds the directions.
+    @property
+    def rows(self) -> int:
+        """How many responses are looked at."""
+        return max(MIN_ROWS, _ROWS_A_CHANNEL * int(max(self.weight.shape[:2])))
+
+    def observe(self, read: np.ndarray | None, answered: np.ndarray | None) -> None:
+        """Finds the directions: by the weights alone, or by data, too.
 
         Args:
-            rows_in: what it read, (rows, inputs).
-            rows_out: what it answered, (rows, outputs).
-            data: whether these are worth more than the weights alone.
+            read: (rows, inputs); is needed where there is a window.
+            answered: (rows, outputs).
         """
-        taps = self.weight.reshape(*self.weight.shape[:2], -1).astype(np.float64)
-        by_weights = np.einsum("oit,pit->op", taps, taps)
-        self.wanted, inputs = rows_out, self.weight.shape[1]
-        self.center = self.bias.astype(np.float64)
-        even, moment_in, moment_out = np.eye(inputs), np.eye(inputs), by_weights
-        if data:
-            wide = rows_in.astype(np.float64)
-            moment_in = low_rank.shrunk(wide.T @ wide / len(wide), even, len(wide))
-            self.center = rows_out.mean(axis=0, dtype=np.float64)
-            centered = rows_out - self.center
+        outputs, inputs = self.weight.shape[:2]
+        taps = self.weight.reshape(outputs, inputs, -1).astype(np.float64)
+        flat = taps.reshape(outputs, -1)
+        moment_out = flat @ flat.T
+        self.center = np.zeros(outputs)
+        if answered is not None:
+            self.wanted = answered
+            mean = answered.mean(axis=0, dtype=np.float64)
+            centered = answered - mean
             covariance = centered.T @ centered / len(centered)
-            moment_out = low_rank.shrunk(covariance, by_weights, len(centered))
+            moment_out = low_rank.shrunk(covariance, moment_out, len(centered))
+            self.center = mean if self.bias is None else mean - self.bias
         self.outputs = low_rank.output_basis(moment_out)
-        self.inputs = low_rank.input_basis(moment_in, taps) if self.has_window else None
+        if self.has_window:
+            moment_in = np.eye(inputs)
+            if read is not None:
+                wide = read.astype(np.float64)
+                moment_in = low_rank.shrunk(wide.T @ wide / len(wide), moment_in, len(wide))
+            self.inputs = low_rank.input_basis(moment_in, taps)
 
     def error(self, rank_in: int | None, rank_out: int | None) -> float:
         """Share of the responses' energy that is lost."""
@@ -150,17 +159,23 @@ def read(graph: Graph, node: Node) -> Layer | str:
         not isinstance(d, int) for d in (x.tensor.shape or ("",))[1:]
     ):
         return f"the size of {x.label} is not known"
-    return Layer(node, weight, np.zeros(len(weight), np.float32) if bias is None else bias)
+    return Layer(node, weight, bias)
 
 
 def observe(graph: Graph, layers: Sequence[Layer], examples: Calibration) -> None:
-    """Looks at what all layers read and answer."""
-    channels = max(max(layer.weight.shape[:2]) for layer in layers)
-    rows = max(MIN_ROWS, _ROWS_A_CHANNEL * channels)
-    inputs = [_input(graph, layer.node) for layer in layers]
-    found = responses(graph, [*inputs, *(layer.node.out for layer in layers)], examples, rows)
-    for layer, rows_in, rows_out in zip(layers, found, found[len(layers) :], strict=False):
-        layer.observe(rows_in, rows_out, data=not examples.random)
+    """Looks at what all layers read and answer; random examples say less than the weights."""
+    if examples.random:
+        for layer in layers:
+            layer.observe(None, None)
+        return
+    windows = [layer for layer in layers if layer.has_window]
+    values = [_input(graph, layer.node) for layer in windows]
+    values += [layer.node.out for layer in layers]
+    rows = [layer.rows for layer in (*windows, *layers)]
+    found = responses(graph, values, examples, rows)
+    read = dict(zip(windows, found, strict=False))
+    for layer, answered in zip(layers, found[len(windows) :], strict=True):
+        layer.observe(read.get(layer), answered)
 
 
 def replace(graph: Graph, layer: Layer, choice: Choice, examples: Calibration | None) -> float:
@@ -180,30 +195,29 @@ def replace(graph: Graph, layer: Layer, choice: Choice, examples: Calibration | 
     error = layer.error(choice.rank_in, choice.rank_out)
     if choice.rank_in is not None and layer.inputs is not None:
         reduce = layer.inputs.reduce[: choice.rank_in]
-        x = _add(graph, layer, x, reduce, None, "reduce", own=False)
-        weight = np.einsum("oi...,is->os...", weight, layer.inputs.expand[:, : choice.rank_in])
+        x = _add(graph, layer, x, reduce, "reduce", own=False)
+        product = np.tensordot(weight, layer.inputs.expand[:, : choice.rank_in], (1, 0))
+        weight = np.moveaxis(product, -1, 1)
     if choice.rank_out is None or layer.outputs is None:
-        value = _add(graph, layer, x, weight, layer.bias, "", own=True)
+        value, bias = _add(graph, layer, x, weight, "", own=True), layer.bias
         if fitted is not None:
-            rows = responses(graph, [value], fitted, len(layer.wanted))[0]
-            shift = (layer.wanted - rows).mean(axis=0, dtype=np.float64)
-            error = low_rank.relative_error(rows + shift, layer.wanted)
-            before = value.node
-            value = _add(graph, layer, x, weight, layer.bias + shift, "", own=True)
-            graph.erase_dead([before])
-        _finish(graph, layer, value)
+            rows = responses(graph, [value], fitted, [layer.rows])[0]
+            bias = (layer.wanted - rows).mean(axis=0, dtype=np.float64)
+            error = low_rank.relative_error(rows + bias, layer.wanted)
+        _finish(graph, layer.node, value, bias)
         return error
     directions = layer.outputs.reduce[: choice.rank_out]
-    weight = np.einsum("ro,oi...->ri...", directions, weight)
-    inside = _add(graph, layer, x, weight, None, "narrow", own=True)
+    weight = np.tensordot(directions, weight, 1)
+    inside = _add(graph, layer, x, weight, "narrow", own=True)
     expand = layer.outputs.expand[:, : choice.rank_out]
     if fitted is None:
-        bias = layer.center - expand @ (directions @ (layer.center - layer.bias))
+        bias = layer.center - expand @ (directions @ layer.center)
+        bias = bias if layer.bias is None else bias + layer.bias
     else:
-        rows = responses(graph, [inside], fitted, len(layer.wanted))[0]
+        rows = responses(graph, [inside], fitted, [layer.rows])[0]
         expand, bias = low_rank.fit_expansion(rows.astype(np.float64), layer.wanted, expand)
         error = low_rank.relative_error(rows @ expand.T + bias, layer.wanted)
-    _finish(graph, layer, _add(graph, layer, inside, expand, bias, "", own=False))
+    _finish(graph, layer.node, _add(graph, layer, inside, expand, "", own=False), bias)
     return error
 
 
@@ -223,12 +237,12 @@ def figures(graph: Graph, layer: Layer, choice: Choice, model: CostModel) -> Fig
     outputs, inputs = layer.weight.shape[:2]
     s, r = choice.rank_in or inputs, choice.rank_out or outputs
     if choice.rank_in is not None:
-        x = _add(scratch, layer, x, _zeros(s, inputs), None, "reduce", own=False)
-    last = choice.rank_out is None
-    bias = _zeros(outputs) if last else None
-    x = _add(scratch, layer, x, _zeros(r, s, *layer.kernel), bias, "narrow", own=True)
-    if not last:
-        _add(scratch, layer, x, _zeros(outputs, r), _zeros(outputs), "", own=False)
+        x = _add(scratch, layer, x, _zeros(s, inputs), "reduce", own=False)
+    x = _add(scratch, layer, x, _zeros(r, s, *layer.kernel), "", own=True)
+    if choice.rank_out is not None:
+        x = _add(scratch, layer, x, _zeros(outputs, r), "", own=False)
+    if layer.bias is not None or not choice.keeps:
+        _finish(scratch, x.node, x, _zeros(outputs))
     parameters = cost.parameters(scratch)
     scratch.constant(_zeros(max(0, graph.constant_bytes - scratch.constant_bytes) // 4))
     return Figures(model.graph_us(scratch), cost.graph_macs(scratch), parameters)
@@ -261,7 +275,6 @@ def _add(
     layer: Layer,
     x: Value,
     weight: np.ndarray,
-    bias: np.ndarray | None,
     part: str,
     *,
     own: bool,
@@ -276,8 +289,6 @@ def _add(
         weight = weight.reshape(*weight.shape, *(1,) * missing) if missing else weight
         attributes["kernel_shape"] = weight.shape[2:]
     operands = [x, graph.constant(_float32(weight), f"{name}.weight" if name else "", node.origin)]
-    if bias is not None:
-        operands.append(graph.constant(_float32(bias)))
     op = "Conv" if node.op == "Conv" else "Gemm"
     return graph.add(op, operands, attributes, name=name, origin=node.origin).out
 
@@ -286,8 +297,11 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return array if array.dtype == np.float32 else np.ascontiguousarray(array, np.float32)
 
 
-def _finish(graph: Graph, layer: Layer, value: Value) -> None:
-    """Lets ``value`` stand for the layer's result."""
+def _finish(graph: Graph, node: Node, value: Value, bias: np.ndarray | None) -> None:
+    """Lets ``value``, with a bias added, stand for the result of ``node``."""
     made = value.node
-    replace_node(graph, layer.node, made.op, graph.operands(made), made.attributes)
+    operands = list(graph.operands(made))
+    if bias is not None:
+        operands.append(graph.constant(_float32(bias)))
+    replace_node(graph, node, made.op, operands, made.attributes)
     graph.erase_dead([made])

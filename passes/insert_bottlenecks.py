@@ -67,18 +67,18 @@ class InsertBottlenecks(Pass):
             raise UsageError(f"{self.spec}: the metric is one of {', '.join(METRICS)}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        data = context.calibration or calibration.random(input_types(graph))
-        fit, search, held_out = data.split(*_SHARES)
         layers = list(self._layers(graph, context))
         if not layers:
             return
+        data = context.calibration
+        if data is None:
+            data = calibration.random(input_types(graph))
+        fit, search, held_out = data.split(*_SHARES)
         judges = [Judge(graph, examples, self.metric) for examples in (search, held_out)]
         bottleneck.observe(graph, layers, fit)
         model = _Bottlenecks(graph.copy(), layers, fit, context)
         plan = model.at_rank(self.rank) if self.rank else self._search(model, *judges)
         changed = model.build(plan)
-        if all(choice.keeps for choice in plan):
-            changed = graph.copy()
         for layer, choice in zip(layers, plan, strict=True):
             if choice.keeps:
                 context.remarks.append(Remark(self.name, layer.label, False, model.why_not(layer)))
@@ -109,14 +109,12 @@ class InsertBottlenecks(Pass):
             return by(model.build(plan)).by(by.metric) <= self.budget
 
         ordered = rank_choice.plans([layer.choices for layer in model.layers])
+        at = ordered.index(rank_choice.most_aggressive(ordered, fits))
         for _ in range(_ATTEMPTS):
-            chosen = rank_choice.most_aggressive(ordered, fits)
-            plan = model.without_losers(chosen)
+            plan = model.without_losers(ordered[at])
             if all(choice.keeps for choice in plan) or fits(plan, last):
                 return plan
-            ordered = ordered[ordered.index(chosen) + 1 :]
-            if not ordered:
-                break
+            at += max(1, (len(ordered) - 1 - at) // _ATTEMPTS)
         return model.unchanged
 
     def _layers(self, graph: Graph, context: Context) -> Iterator[Layer]:
@@ -145,7 +143,7 @@ class _Bottlenecks:
         self._model = context.cost_model
         self._why: dict[Layer, str] = {}
         self._built: tuple[Plan, Graph, dict[Layer, float]] | None = None
-        self._before: Sequence[KernelTime] = ()
+        self._measured: dict[Plan, Sequence[KernelTime]] = {}
         unit = bottleneck.rank_unit(context.hardware)
         for layer in layers:
             keep = self._choice(layer, None, None)
@@ -181,7 +179,6 @@ class _Bottlenecks:
             felt = loss.l2**2 if loss.kl is None else loss.kl
             weight = max(felt, 1e-12) / probe.error
             layer.choices = [replace(c, error=c.error * weight) for c in layer.choices]
-        self.unchanged = tuple(layer.choices[-1] for layer in self.layers)
 
     def at_rank(self, share: float) -> Plan:
         """Every layer with this share of its channels."""
@@ -189,28 +186,25 @@ class _Bottlenecks:
         plan = []
         for layer in self.layers:
             sizes = layer.weight.shape[1::-1]
+            if not layer.has_window:
+                sizes = (0, min(sizes))  # two factors, so one rank
             wanted = [max(unit, round(share * size / unit) * unit) for size in sizes]
             ranks = [w if w < size else None for w, size in zip(wanted, sizes, strict=True)]
-            if not layer.has_window:
-                ranks = [None, ranks[1] if ranks[0] is not None else None]
             plan.append(self._choice(layer, *ranks))
+            self._why[layer] = f"{share:g} of its channels are not fewer in whole vectors of {unit}"
         return tuple(plan)
 
     def without_losers(self, plan: Plan) -> Plan:
         """The plan without what measures as no faster than the layer that it replaces."""
-        measure = self._context.measure
-        if measure is None or plan == self.unchanged:
-            return plan
-        self._before = self._before or measure(self._original)
-        after = measure(self.build(plan))
-        kept = []
-        for layer, choice in zip(self.layers, plan, strict=True):
-            old, new = us_of(layer.node.origin, self._before), us_of(layer.node.origin, after)
-            if choice.keeps or old is None or new is None or new < _PAYS * old:
-                kept.append(choice)
+        kept = list(plan)
+        for i, (layer, choice) in enumerate(zip(self.layers, plan, strict=True)):
+            if choice.keeps:
                 continue
-            self._why[layer] = f"{layer.text(choice)}: measured {new:.3g} us, {old:.3g} us before"
-            kept.append(layer.choices[-1])
+            old, new = self._measured_us(layer, self.unchanged), self._measured_us(layer, plan)
+            if old is not None and new is not None and new >= _PAYS * old:
+                text = layer.text(choice)
+                self._why[layer] = f"{text}: measured {new:.3g} us, {old:.3g} us before"
+                kept[i] = layer.choices[-1]
         return tuple(kept)
 
     def why_not(self, layer: Layer) -> str:
@@ -219,11 +213,9 @@ class _Bottlenecks:
 
     def changes(self, plan: Plan) -> Iterator[LayerChange]:
         """What each replaced layer became."""
-        graph = self.build(plan)
+        self.build(plan)
         assert self._built is not None
-        measure, errors = self._context.measure, self._built[2]
-        after = measure(graph) if measure else ()
-        before = self._before or (measure(self._original) if measure else ())
+        errors = self._built[2]
         for layer, choice in zip(self.layers, plan, strict=True):
             if choice.keeps:
                 continue
@@ -242,11 +234,21 @@ class _Bottlenecks:
                 macs_after=new.macs,
                 predicted_before_us=old.us,
                 predicted_after_us=new.us,
-                measured_before_us=us_of(layer.node.origin, before),
-                measured_after_us=us_of(layer.node.origin, after),
+                measured_before_us=self._measured_us(layer, self.unchanged),
+                measured_after_us=self._measured_us(layer, plan),
                 error=errors[layer],
                 spectrum=layer.spectrum,
             )
+
+    def _measured_us(self, layer: Layer, plan: Plan) -> float | None:
+        """The time of what a plan makes of a layer; None where that is not known."""
+        measure = self._context.measure
+        if measure is None:
+            return None
+        if plan not in self._measured:
+            replaced = any(not choice.keeps for choice in plan)
+            self._measured[plan] = measure(self.build(plan) if replaced else self._original)
+        return us_of(layer.node.origin, self._measured[plan])
 
     def _choice(self, layer: Layer, rank_in: int | None, rank_out: int | None) -> Choice:
         choice = Choice(rank_in, rank_out, 0.0, layer.error(rank_in, rank_out))

@@ -52,7 +52,7 @@ def input_basis(moment: np.ndarray, kernel: np.ndarray) -> Basis:
         moment: (channels, channels), not centered: a shift would not reach a padded border.
         kernel: (filters, channels, taps).
     """
-    gram = np.einsum("oct,odt->cd", kernel, kernel)
+    gram = np.tensordot(kernel, kernel, ([0, 2], [0, 2]))
     root, inverse = _roots(gram)
     other, _ = _roots(moment)
     left, values, _ = np.linalg.svd(root @ other)
@@ -86,7 +86,7 @@ def fit_expansion(
 def shrunk(moment: np.ndarray, prior: np.ndarray, rows: int) -> np.ndarray:
     """A moment from few rows, drawn towards what is known without data, of the same trace."""
     scale = np.trace(moment) / (np.trace(prior) or 1.0)
-    share = min(1.0, 0.1 * len(moment) / max(rows, 1))
+    share = min(1.0, 0.1 * len(moment) / rows)
     made: np.ndarray = (1.0 - share) * moment + share * scale * prior
     return made
 

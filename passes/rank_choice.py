@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-
-_PRICES = 96  # of error in time, tried on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -48,25 +45,38 @@ def plans(layers: Sequence[Sequence[Choice]]) -> list[Plan]:
 
     The last choice of each layer is the one that keeps it.
 
-    For a given sum of errors no choice for all layers is predicted to be faster (on the lower hull
-    of what can be chosen).
+    Every plan takes the least time that its sum of errors allows. From one to the next, one layer
+    becomes more exact: the one that gains the most for a unit of time.
     """
-    times = [c.us for choices in layers for c in choices]
-    errors = [c.error for choices in layers for c in choices if c.error > 0]
+    hulls = [_hull(choices) for choices in layers]
+    steps = [
+        (_gain(a, b), number, b)
+        for number, hull in enumerate(hulls)
+        for a, b in itertools.pairwise(hull)
+    ]
+    plan = [hull[0] for hull in hulls]
+    found = {tuple(plan): None}
+    for _, number, choice in sorted(steps, key=lambda step: -step[0]):
+        plan[number] = choice
+        found[tuple(plan)] = None
     unchanged = tuple(choices[-1] for choices in layers)
-    if not errors or max(times) <= 0:
-        return [unchanged]
-    low = 1e-3 * min(t for t in times if t > 0) / max(errors)
-    high = 1e3 * max(times) / min(errors)
-    found: dict[Plan, None] = {}
-    for price in np.geomspace(low, high, _PRICES):
-        found[tuple(_cheapest(choices, price) for choices in layers)] = None
     found.pop(unchanged, None)
     return [*found, unchanged]
 
 
-def _cheapest(choices: Sequence[Choice], price: float) -> Choice:
-    return min(choices, key=lambda c: (c.us + price * c.error, c.error))
+def _hull(choices: Sequence[Choice]) -> list[Choice]:
+    """Those that are best for some price on error, the fastest first."""
+    hull: list[Choice] = []
+    for c in pareto(choices):
+        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-2], c):
+            hull.pop()
+        hull.append(c)
+    return hull
+
+
+def _gain(a: Choice, b: Choice) -> float:
+    """Error that a slower choice saves for a unit of time."""
+    return (a.error - b.error) / (b.us - a.us)
 
 
 def most_aggressive(ordered: Sequence[Plan], fits: Callable[[Plan], bool]) -> Plan:

@@ -146,7 +146,7 @@ class ReplaceFcHead(Pass):
         if width == count or number + 1 == len(head.layers):
             return np.arange(count)
         after = head.layers[number + 1]
-        rows = responses(graph, [after.x], examples, 2 * len(examples))[0]
+        rows = responses(graph, [after.x], examples, [2 * len(examples)])[0]
         weight = rows.std(axis=0) * np.linalg.norm(after.scaled, axis=0)
         return np.sort(np.argsort(-weight, kind="stable")[:width])
 
@@ -249,8 +249,8 @@ def _fitted(
     """Weights and bias whose average over the pixels of ``x`` is nearest to the layer's answers."""
     probe = graph.copy()
     pooled = probe.add("GlobalAveragePool", [x]).out
-    count = 2 * len(examples)  # all of them
-    inside, wanted = responses(probe, [pooled, layer.last.out], examples, count)
+    all_rows = [2 * len(examples)] * 2
+    inside, wanted = responses(probe, [pooled, layer.last.out], examples, all_rows)
     return low_rank.fit_expansion(inside.astype(np.float64), wanted[:, units], prior)
 
 

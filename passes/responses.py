@@ -17,18 +17,18 @@ _BYTES = 1 << 28  # of maps that one run of the network hands out
 
 
 def responses(
-    graph: Graph, values: Sequence[Value], examples: Calibration, rows: int
+    graph: Graph, values: Sequence[Value], examples: Calibration, rows: Sequence[int]
 ) -> list[np.ndarray]:
     """Rows of channels for each value, float32 (rows, channels).
 
-    Maps of equal size are looked at in the same places, whatever the graph: rows of a layer before
-    and after a rewrite belong together.
+    Maps of equal size are looked at in the same places, whatever the graph and however many
+    examples a run takes: rows of a layer before and after a rewrite belong together.
 
     Args:
         graph: is not changed.
         values: maps (N, channels, *spatial) or matrices (N, channels).
         examples: for the graph's inputs.
-        rows: wanted at least; fewer where there are no more pixels.
+        rows: wanted at least of each value; fewer where there are no more pixels.
 
     Raises:
         PwoptError: the graph cannot be run.
@@ -37,18 +37,23 @@ def responses(
     names = [f"pwopt response {i}" for i in range(len(values))]
     tapped.set_outputs(list(zip(names, values, strict=True)))
     tapped.erase_dead()
-    types = input_types(graph)
-    size = _batch(types, values, len(examples))
-    batches = -(-len(examples) // size)
+    size = _batch(input_types(graph), values, len(examples))
+    each = [-(-count // len(examples)) for count in rows]
     found: list[list[np.ndarray]] = [[] for _ in values]
     with running(tapped) as runner:
-        for number, feeds in enumerate(examples.batches(size)):
+        starts = range(0, len(examples), size)
+        for start, feeds in zip(starts, examples.batches(size), strict=True):
             answers = runner.run(feeds)
-            for name, mine in zip(names, found, strict=True):
-                pixels = np.moveaxis(answers[name], 1, -1)
-                pixels = pixels.reshape(-1, pixels.shape[-1])
-                mine.append(pixels[_places(len(pixels), -(-rows // batches), number)])
+            for name, count, mine in zip(names, each, found, strict=True):
+                items = _items(answers[name], size)[: len(examples) - start]
+                mine += [x[_places(len(x), count, start + i)] for i, x in enumerate(items)]
     return [np.concatenate(mine) for mine in found]
+
+
+def _items(answer: np.ndarray, size: int) -> np.ndarray:
+    """The pixels of each example, (examples, pixels, channels); of all where they are mixed."""
+    pixels = np.moveaxis(answer, 1, -1)
+    return pixels.reshape(1 if len(pixels) % size else size, -1, pixels.shape[-1])
 
 
 def _batch(types: dict[str, TensorType], values: Sequence[Value], examples: int) -> int:
@@ -60,8 +65,8 @@ def _batch(types: dict[str, TensorType], values: Sequence[Value], examples: int)
     return max(1, min(size, _BYTES // max(each, 1)))
 
 
-def _places(pixels: int, count: int, number: int) -> np.ndarray:
+def _places(pixels: int, count: int, example: int) -> np.ndarray:
     if count >= pixels:
         return np.arange(pixels)
-    rng = np.random.default_rng((number, pixels))
+    rng = np.random.default_rng((example, pixels))
     return np.sort(rng.choice(pixels, count, replace=False))

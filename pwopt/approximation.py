@@ -167,13 +167,19 @@ def outputs(graph: Graph, examples: Calibration) -> np.ndarray:
     """The first output for all examples, (count, ...).
 
     Raises:
+        UsageError: the output is not of as many items as there are examples.
         OrtError: the model cannot be run.
     """
-    types = input_types(graph)
     name, found = graph.outputs[0][0], []
+    size = calibration.batch_size(input_types(graph), len(examples))
     with running(graph) as runner:
-        for feeds in examples.batches(calibration.batch_size(types, len(examples))):
-            found.append(runner.run(feeds)[name])
+        for feeds in examples.batches(size):
+            answer = runner.run(feeds)[name]
+            if size == 1 and answer.shape[:1] != (1,):
+                answer = answer[None]
+            if answer.shape[:1] != (size,):
+                raise UsageError(f"output {name} of {size} examples has the shape {answer.shape}")
+            found.append(answer)
     return np.concatenate(found)[: len(examples)]
 
 

@@ -7,6 +7,7 @@ numbers stand in, and nothing can be said about accuracy.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class Preprocessing:
                 if kind is tuple:
                     values[key] = tuple(float(part) for part in value.split(":"))
                 else:
-                    values[key] = value in ("", "true", "1") if kind is bool else kind(value)
+                    values[key] = _FLAGS[value.lower()] if kind is bool else kind(value)
             except (KeyError, ValueError) as error:
                 known = ", ".join(kinds)
                 raise UsageError(
@@ -73,10 +74,22 @@ class Preprocessing:
         made = cls(**values)
         if made.scale == 0 or 0 in made.std:
             raise UsageError(f"preprocessing {text!r}: scale and std divide, so they are not 0")
+        if made.resize < 0 or made.crop < 0:
+            raise UsageError(f"preprocessing {text!r}: resize and crop are lengths in pixels")
         return made
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels (count, channels, ...) as float32 inputs."""
+        """Pixels (count, channels, ...) as float32 inputs.
+
+        Raises:
+            UsageError: mean or std are of another number of channels.
+        """
+        for each in (self.mean, self.std):
+            if len(each) not in (1, pixels.shape[1]):
+                raise UsageError(
+                    f"preprocessing: {len(each)} numbers for mean or std, and inputs of "
+                    f"{pixels.shape[1]} channels: give one, or one a channel"
+                )
         shape = (1, -1, *(1,) * (pixels.ndim - 2))
         mean, std = (np.asarray(v, np.float32).reshape(shape) for v in (self.mean, self.std))
         if self.bgr:
@@ -84,6 +97,8 @@ class Preprocessing:
         made: np.ndarray = (pixels.astype(np.float32) / np.float32(self.scale) - mean) / std
         return made
 
+
+_FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 PREPROCESSINGS = {
     "imagenet": Preprocessing(256, 224, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -108,9 +123,9 @@ class Calibration:
     random: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UsageError where the arrays are of different lengths."""
+        """Raises UsageError where the arrays are of different lengths, or empty."""
         lengths = {len(a) for a in (*self.inputs.values(), self.labels) if a is not None}
-        if len(lengths) != 1:
+        if len(lengths) != 1 or lengths == {0}:
             raise UsageError(f"{self.source}: arrays of {sorted(lengths)} examples")
 
     def __len__(self) -> int:
@@ -164,11 +179,15 @@ def load(
             return _folder(path, types, preprocessing)
         if path.suffix not in (".npz", ".npy"):
             raise UsageError(f"{path}: calibration data are a .npz, a .npy or a folder of images")
-        arrays = np.load(path, allow_pickle=False)
-        named = {_single(types, path): arrays} if path.suffix == ".npy" else dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if path.suffix == ".npy":
+            named = {_single(types, path): np.load(path, allow_pickle=False)}
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                named = dict(archive)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
-    labels = next((named[name] for name in LABEL_NAMES if name in named), None)
+    names = [name for name in LABEL_NAMES if name in named and name not in types]
+    labels = named[names[0]] if names else None
     inputs = {
         name: _fitting(_array(named, name, types, path), name, t, preprocessing, path)
         for name, t in types.items()
@@ -239,8 +258,10 @@ def _fitting(
     wanted = item_shape(name, t)
     if array.ndim == len(wanted) and wanted[:1] == (1,):
         array = array[:, None]
-    if array.shape[1:] != wanted or not len(array):
+    if array.ndim != 1 + len(wanted) or array.shape[1:] != wanted:
         raise UsageError(f"{path}: {name} has items {array.shape[1:]}, the model takes {wanted}")
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{path}: {name} is {array.dtype}; inputs are numbers")
     dtype = NUMPY_DTYPES[t.dtype or "float32"]
     if array.dtype == np.uint8 and dtype.kind == "f":
         if preprocessing is None:
@@ -286,7 +307,8 @@ def _image(file: Path, shape: Sequence[int], preprocessing: Preprocessing) -> np
     pillow = _pillow()
     channels, height, width = shape
     try:
-        image = pillow.open(file).convert("L" if channels == 1 else "RGB")
+        with pillow.open(file) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
     except OSError as error:
         raise UsageError(f"{file}: no image: {error}") from error
     resampling = pillow.Resampling.BILINEAR

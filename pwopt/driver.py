@@ -22,7 +22,7 @@ from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.lossy import Examples, approximate
-from pwopt.pipeline import Context, Pass, PassReport, Pipeline, nearest, run_pass
+from pwopt.pipeline import AfterPass, Context, Pass, PassReport, Pipeline, nearest, run_pass
 from pwopt.precision import Precision
 from pwopt.report import Compilation, FileSize, Report, Source, summarize
 
@@ -150,6 +150,7 @@ def optimize(
     room = growth.budget(original, max_growth)
     lossy = [*_asked_for(replace_fc_head, bottleneck), *(each for each in sequence if each.lossy)]
     sequence = [each for each in sequence if not each.lossy]
+    dumper = _dumper(dump)
     kept, raw, approximated = original, _raw(model), None
     if lossy:
         approximated = approximate(
@@ -160,10 +161,12 @@ def optimize(
             examples=calibration,
             preprocessing=preprocessing,
             measured=machine == _host() and target == "cpu",
+            room=room,
+            after_pass=dumper,
             progress=step,
         )
         kept, raw = approximated.graph, None
-    elif calibration is not None:
+    elif calibration is not None or preprocessing is not None:
         raise UsageError(
             "calibration data are for lossy passes: give --bottleneck or --replace-fc-head, too"
         )
@@ -177,9 +180,7 @@ def optimize(
         if isinstance(answers, Reference):
             guard = Guard(answers, kept, sequence, step)
     step("optimizing")
-    rows = Pipeline(sequence, after_pass=_dumper(dump), runner=guard or run_pass).run(
-        graph, context
-    )
+    rows = Pipeline(sequence, after_pass=dumper, runner=guard or run_pass).run(graph, context)
     file = _file_size(model, original, graph, max_growth, room)
     if verify:
         step("checking against the original")
@@ -482,7 +483,7 @@ def _file_size(
     return FileSize(before, after, max_growth, len(refused), sum(refused.values()))
 
 
-def _dumper(folder: str | Path | None) -> Callable[[Graph, Pass, PassReport], None] | None:
+def _dumper(folder: str | Path | None) -> AfterPass | None:
     """Writes the graph's text after each pass that changed it, numbered."""
     folder = Path(folder) if folder else env.settings().dump
     if folder is None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from pwopt import calibration, layers
 from pwopt.approximation import Approximation
 from pwopt.calibration import Calibration, Preprocessing
-from pwopt.errors import CodegenError
+from pwopt.errors import CodegenError, UsageError
+from pwopt.growth import Budget
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
-from pwopt.pipeline import Context, KernelTime, Pass, PassReport, Pipeline
+from pwopt.pipeline import AfterPass, Context, KernelTime, Pass, PassReport, Pipeline
 from pwopt.running import input_types
 
 Examples = Calibration | str | Path  # or a file or folder of them
@@ -42,6 +43,8 @@ def approximate(
     examples: Examples | None = None,
     preprocessing: str | None = None,
     measured: bool = True,
+    room: Budget | None = None,
+    after_pass: AfterPass | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Approximated:
     """Runs lossy passes, each once, on a model that was cleaned up before.
@@ -54,6 +57,8 @@ def approximate(
         examples: calibration data, or a file or folder; random numbers if left out.
         preprocessing: of images and bytes: see :meth:`Preprocessing.parse`.
         measured: whether layers may be measured, where ``machine`` is this one.
+        room: what the constants may take; without a limit if left out.
+        after_pass: see :class:`pwopt.pipeline.Pipeline`.
         progress: called with a few words at the start of each step.
 
     Raises:
@@ -63,17 +68,19 @@ def approximate(
     from pwopt.passes import CLEAN_UP
 
     data = None
+    if examples is None and preprocessing is not None:
+        raise UsageError("a preprocessing is that of calibration data: give --calibration, too")
     if examples is not None:
         progress("reading calibration data")
         data = load_examples(examples, original, preprocessing)
-    context = Context(machine, target, calibration=data)
+    context = Context(machine, target, calibration=data, budget=room or Budget())
     if measured:
         context.measure = lambda graph: kernel_times(graph, machine, target)
     graph = original.copy()
-    rows = Pipeline([each() for each in CLEAN_UP]).run(graph, context)
+    rows = Pipeline([each() for each in CLEAN_UP], after_pass=after_pass).run(graph, context)
     for each in passes:
         progress(each.name)
-        rows += Pipeline([each], rounds=1).run(graph, context)
+        rows += Pipeline([each], rounds=1, after_pass=after_pass).run(graph, context)
     return Approximated(graph, tuple(rows), tuple(context.approximations))
 
 
@@ -84,6 +91,11 @@ def load_examples(examples: Examples, graph: Graph, preprocessing: str | None) -
         UsageError: they cannot be read or do not fit the model.
     """
     if isinstance(examples, Calibration):
+        if examples.inputs.keys() != input_types(graph).keys():
+            raise UsageError(
+                f"calibration data for {', '.join(examples.inputs)}; "
+                f"the model's inputs are {', '.join(input_types(graph))}"
+            )
         return examples
     how = None if preprocessing is None else Preprocessing.parse(preprocessing)
     return calibration.load(examples, input_types(graph), how)

@@ -247,6 +247,9 @@ class PassReport:
     remarks: tuple[Remark, ...]
 
 
+AfterPass = Callable[[Graph, Pass, PassReport], None]
+
+
 def run_pass(each: Pass, graph: Graph, context: Context) -> float:
     """Runs one pass and verifies what it leaves.
 
@@ -255,13 +258,14 @@ def run_pass(each: Pass, graph: Graph, context: Context) -> float:
 
     Raises:
         PassError: the pass failed or left an invalid graph; the message names it.
+        UsageError: its options or the calibration data do not fit the model.
     """
     version, start = graph.version, time.perf_counter()
     try:
         each.run(graph, context)
         if graph.version != version:
             verify(graph, since=version)
-    except PassError:
+    except (PassError, UsageError):
         raise
     except PwoptError as error:
         raise PassError(f"pass {each.name}: {error}") from error
@@ -286,7 +290,7 @@ class Pipeline:
 
     passes: Sequence[Pass]
     rounds: int = 4
-    after_pass: Callable[[Graph, Pass, PassReport], None] | None = None
+    after_pass: AfterPass | None = None
     runner: Callable[[Pass, Graph, Context], float] = run_pass
 
     def run(self, graph: Graph, context: Context) -> list[PassReport]:
