@@ -126,6 +126,20 @@ single(
     {"w": normal(6, 1, 2, 2)},
     strides=[2, 2],
 )
+for name, shape, weight, attributes in (  # phases that are channels of one convolution
+    ("folded", "2x6x5x4", (6, 2, 2, 2), {"strides": [2, 2]}),
+    ("folded_three", "1x5x3x7", (5, 1, 3, 3), {"strides": [3, 3]}),
+    ("folded_rows", "1x5x3x7", (5, 3, 2, 1), {"strides": [2, 1]}),
+    ("folded_padded", "1x5x6x7", (5, 1, 4, 2), {"strides": [2, 2], "pads": [0, 2, 0, 2]}),
+    ("joined_columns", "2x6x5x4", (6, 24, 2, 2), {"strides": [2, 2]}),
+    ("joined_uneven", "1x6x5x4", (6, 3, 2, 2), {"strides": [2, 2], "output_padding": [1, 0]}),
+    ("joined_groups", "1x6x5x4", (6, 2, 2, 2), {"strides": [2, 2], "group": 3}),
+    ("joined_1d", "2x6x5", (6, 3, 2), {"strides": [2]}),
+):
+    single(
+        f"conv_transpose_{name}", "ConvTranspose", shape,
+        {"w": normal(*weight), "b": normal(weight[1] * attributes.get("group", 1))}, **attributes,
+    )  # fmt: skip
 single(
     "conv_transpose_output_shape",
     "ConvTranspose",

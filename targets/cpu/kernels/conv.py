@@ -16,6 +16,7 @@ from pwopt.targets.cpu.bfloat16 import PAIRS
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let, loop
 from pwopt.targets.cpu.kernels.emit import emit
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.loops import lane, part
 from pwopt.targets.cpu.kernels.microkernel import (
     LINE,
     Operands,
@@ -88,9 +89,14 @@ class _Conv:
     """Emits one convolution; holds what its parts share."""
 
     def __init__(
-        self, geometry: Geometry, program: Program, hardware: Hardware, tile: Tile
+        self,
+        geometry: Geometry,
+        program: Program,
+        hardware: Hardware,
+        tile: Tile,
+        folded: tuple[int, int] | None = None,
     ) -> None:
-        self.geometry, self.program = geometry, program
+        self.geometry, self.program, self.folded = geometry, program, folded
         self.hardware, self.tile, self.lanes = hardware, tile, geometry.lanes
         self.pixels = geometry.pixel_tiling(tile.mr)
         self.panels = geometry.panels(tile.nrv)
@@ -160,7 +166,17 @@ class _Conv:
                 total = register.get() * scales[v] + start[v] if scales else register.get()
                 value = self._epilogue(total, extras, places[2:], v)
                 valid = partial if partial and v == panel.size - 1 else None
-                y.store(places[1], value, lanes, valid)
+                if self.folded:
+                    self._store_folded(y, places[1], value, *self.folded)
+                else:
+                    y.store(places[1], value, lanes, valid)
+
+    def _store_folded(self, y: Memory, place: Expr, value: Expr, count: int, stride: int) -> None:
+        """Stores each ``count`` channels of the only vector ``stride`` elements further on."""
+        value = let(value)
+        for i in range(self.geometry.out_channels // count):
+            piece = part(value, i * count, count) if count > 1 else lane(value, i)
+            y.store(place + i * stride, piece, count)
 
     def _scales(self, weights: Memory, bias: Memory, channel: Expr, panel: Span) -> list[Expr]:
         """Of a panel's weights, if they are integers: they lie behind the bias."""
@@ -268,6 +284,7 @@ def conv(
     threads: int = 1,
     *,
     weights: str = "float32",
+    folded: tuple[int, int] | None = None,
 ) -> tirx.PrimFunc:
     """A convolution kernel with pointers x, weights, bias, *extras, y.
 
@@ -286,10 +303,14 @@ def conv(
         tile: register tile and loop order.
         threads: split the tiles among this many threads.
         weights: their dtype: float32, bfloat16 or int8, which are widened, or pairs like ``x``.
+        folded: (count, stride): of at most a vector of channels, each ``count`` lie ``stride``
+            elements after the ones before.
     """
+    if folded and (groups > 1 or y.shape[3] > hardware.lanes or y.shape[3] % folded[0]):
+        raise ValueError(f"{y.shape[3]} channels cannot be folded by {folded[0]}")
     if y.strides[3] != 1 or any(e.strides[3] not in (0, 1) for e in extras):
         raise ValueError(f"channels must be contiguous in the output {y} and extras {extras}")
     geometry = Geometry(x, y, extras, window, groups, hardware.lanes)
-    emitter = _Conv(geometry, program, hardware, tile)
+    emitter = _Conv(geometry, program, hardware, tile, folded)
     dtypes = [x.dtype, weights, "float32", *(view.dtype for view in extras), y.dtype]
     return kernel(dtypes, lambda *memories: emitter.emit(memories, threads))
