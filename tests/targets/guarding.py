@@ -105,7 +105,7 @@ class Guard:
     def _check_gaps(self, made: pwopt.Executable) -> None:
         pools = [s._pool for s in made._segments if hasattr(s, "_pool")]
         for pool, gaps in zip(pools, self.gaps, strict=True) if self.gaps else ():
-            address = np.from_dlpack(pool[0]).ctypes.data
+            address = np.from_dlpack(pool[0][0]).ctypes.data
             workspace = next(a for a in self._made if a.inside.ctypes.data == address)
             if any((workspace.inside[a:b] != workspace.poison).any() for a, b in gaps):
                 raise OverrunError("written between the buffers of the workspace")
