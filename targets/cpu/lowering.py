@@ -18,6 +18,7 @@ from pwopt.cost_model import cost_model
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.precision import Precision
+from pwopt.targets.cpu.bands import in_bands
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.growth import affordable_sides
 from pwopt.targets.cpu.kernels.copy import copy, fill_border
@@ -70,6 +71,7 @@ class Lowering:
         precision: number formats.
         plan: the steps so far.
         notes: of the nodes that the fallback was asked to lower, why no rule did.
+        enlarged: images that their reader enlarges, as (N, H, W, C), with the factors.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Lowering:
         self._sides = affordable_sides(graph, model, sides, max_growth) if sides else {}
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
+        self.enlarged: dict[Value, tuple[Tensor, tuple[int, int]]] = {}
         self.placement = Placement(graph)
         self._narrow = narrow_values(graph) if self.hardware.bf16 else frozenset[Value]()
         self._takes_either = True
@@ -133,7 +136,12 @@ class Lowering:
         self._takes_either = True
         if not rejected:
             self._write_outputs()
+            self._arrange(in_bands(self.plan.steps, self.hardware))
         return rejected
+
+    def _arrange(self, parts: Sequence[tuple[int, Step]]) -> None:
+        """Replaces the steps by parts of them, each with the position of its step."""
+        self.plan.steps = [step for _, step in parts]
 
     def _attempt(self, rule: Rule | None, node: Node, otherwise: str = "") -> str:
         """Lowers a node by a rule; where that fails, undoes it and returns the reason."""

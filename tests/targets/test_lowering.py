@@ -126,7 +126,7 @@ single(
     {"w": normal(6, 1, 2, 2)},
     strides=[2, 2],
 )
-for name, shape, weight, attributes in (  # phases that are channels of one convolution
+joined: tuple[tuple[str, str, tuple[int, ...], dict[str, Any]], ...] = (
     ("folded", "2x6x5x4", (6, 2, 2, 2), {"strides": [2, 2]}),
     ("folded_three", "1x5x3x7", (5, 1, 3, 3), {"strides": [3, 3]}),
     ("folded_rows", "1x5x3x7", (5, 3, 2, 1), {"strides": [2, 1]}),
@@ -135,7 +135,8 @@ for name, shape, weight, attributes in (  # phases that are channels of one conv
     ("joined_uneven", "1x6x5x4", (6, 3, 2, 2), {"strides": [2, 2], "output_padding": [1, 0]}),
     ("joined_groups", "1x6x5x4", (6, 2, 2, 2), {"strides": [2, 2], "group": 3}),
     ("joined_1d", "2x6x5", (6, 3, 2), {"strides": [2]}),
-):
+)
+for name, shape, weight, attributes in joined:  # phases that are channels of one convolution
     single(
         f"conv_transpose_{name}", "ConvTranspose", shape,
         {"w": normal(*weight), "b": normal(weight[1] * attributes.get("group", 1))}, **attributes,
@@ -725,3 +726,27 @@ def test_two_threads(name: str, processor: Hardware) -> None:
 
 def test_each_level_is_tested() -> None:
     assert hardware.host().lanes < 8 or hardware.AVX2 in levels()
+
+
+@pytest.mark.parametrize("channels", [1, 5, 24])
+@pytest.mark.parametrize("shared", [False, True])
+def test_map_reads_the_small_image(channels: int, shared: bool) -> None:
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("GlobalAveragePool", "c", "p"),
+        node("Resize", "s _ f", "u", mode="nearest", coordinate_transformation_mode="asymmetric",
+             nearest_mode="floor"),
+        node("Mul", "c p", "m"),
+        node("Add", "m u", "a"),
+        node("Conv", "a k", "y", pads=[1, 1, 1, 1]),
+        *([node("Relu", "u", "z")] if shared else []),
+    ]  # fmt: skip
+    inputs = {"x": normal(2, 3, 6, 15), "s": normal(2, channels, 3, 5, seed=1)}
+    constants = {
+        "w": normal(channels, 3, 1, 1, seed=2),
+        "k": normal(4, channels, 3, 3, seed=3),
+        "f": np.asarray([1, 1, 2, 3], np.float32),
+    }
+    source = model(nodes, inputs, "y z" if shared else "y", constants)
+    kernels = [k["kernel"] for k in check(source, inputs, optimized=True).report["kernels"]]
+    assert ("upsample" in kernels) == (shared or channels == 1)

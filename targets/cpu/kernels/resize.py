@@ -204,8 +204,17 @@ def upsample(
     down, right = factors
     if y.shape != (n, h * down, w * right, c):
         raise ValueError(f"{x.shape} enlarged {factors} times is not {y.shape}")
-    shape = (n, h, down, w, right, c)
-    (xn, xh, xw, xc), (yn, yh, yw, yc) = x.strides, y.strides
-    repeated = View(shape, (xn, xh, 0, xw, 0, xc), x.offset, x.dtype)
-    split = View(shape, (yn, down * yh, yh, right * yw, yw, yc), y.offset, y.dtype)
-    return copy(repeated, split, hardware, threads)
+    return copy(repeated(x, factors), split(y, factors), hardware, threads)
+
+
+def repeated(x: View, factors: tuple[int, int]) -> View:
+    """An (N, H, W, C) view whose pixels repeat: (N, H, times down, W, times right, C)."""
+    (n, h, w, c), (down, right), (sn, sh, sw, sc) = x.shape, factors, x.strides
+    return View((n, h, down, w, right, c), (sn, sh, 0, sw, 0, sc), x.offset, x.dtype)
+
+
+def split(y: View, factors: tuple[int, int]) -> View:
+    """An (N, H, W, C) view of an enlarged image in the same six dimensions."""
+    (n, h, w, c), (down, right), (sn, sh, sw, sc) = y.shape, factors, y.strides
+    shape, strides = (n, h // down, down, w // right, right, c), (down * sh, sh, right * sw, sw)
+    return View(shape, (sn, *strides, sc), y.offset, y.dtype)

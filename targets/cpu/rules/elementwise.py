@@ -5,6 +5,7 @@ from __future__ import annotations
 from pwopt.ir.graph import KERNEL_DOMAIN, Node
 from pwopt.ir.program import BINARY, PARAMETERS, UNARY, Instruction, Program
 from pwopt.targets.cpu.kernels.map import map_kernel
+from pwopt.targets.cpu.kernels.resize import repeated, split
 from pwopt.targets.cpu.lowering import Lowering, Rule, Unsupported, require_float, static_shape
 from pwopt.targets.cpu.plan import Tensor, place
 from pwopt.targets.cpu.views import channels_last
@@ -51,9 +52,14 @@ def _lower(lowering: Lowering, node: Node, program: Program) -> None:
     shape = static_shape(node.out)
     order = _order(lowering, node, shape)
     arguments: list[Tensor] = []
+    factors: tuple[int, int] | None = None
     for value in values:
         if value is None:
             raise Unsupported("an operand is absent")
+        if value in lowering.enlarged:
+            tensor, factors = lowering.enlarged[value]
+            arguments.append(tensor)
+            continue
         rank = len(static_shape(value))
         own = [a - (len(shape) - rank) for a in order if a >= len(shape) - rank]
         tensor = lowering.ordered(value, own)
@@ -61,8 +67,16 @@ def _lower(lowering: Lowering, node: Node, program: Program) -> None:
     result = lowering.result(node.out, order)
     if not result.view.elements:
         return
-    placed = [place(t.with_view(t.view.permute(order))) for t in (*arguments, result)]
+    placed = [
+        place(t if v in lowering.enlarged else t.with_view(t.view.permute(order)))
+        for t, v in zip((*arguments, result), (*values, node.out), strict=True)
+    ]
     pointers, views = [p for p, _ in placed], [v for _, v in placed]
+    if factors:
+        views = [
+            (repeated if value in lowering.enlarged else split)(view, factors)
+            for view, value in zip(views, (*values, node.out), strict=True)
+        ]
     lowering.emit(
         map_kernel,
         (program, tuple(views[:-1]), views[-1], lowering.hardware, lowering.threads),
@@ -75,7 +89,7 @@ def _order(lowering: Lowering, node: Node, shape: tuple[int, ...]) -> tuple[int,
     """The layout of the largest operand, which then need not move."""
     best, order = -1, tuple(range(len(shape)))
     for value in lowering.operands(node):
-        if value is None or lowering.array(value) is not None:
+        if value is None or lowering.array(value) is not None or value in lowering.enlarged:
             continue
         view = lowering.tensor(value).view
         if len(view.shape) == len(shape) and view.elements > best:

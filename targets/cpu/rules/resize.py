@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pwopt.ir.graph import Node
+from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Value
 from pwopt.targets.cpu.kernels import resize as kernels
 from pwopt.targets.cpu.lowering import (
     Lowering,
@@ -31,13 +31,17 @@ def resize(lowering: Lowering, node: Node) -> None:
     old = node.op == "Upsample" or lowering.graph.opset < 11
     coordinates = "asymmetric" if old else node.get("coordinate_transformation_mode", "half_pixel")
     nearest = "floor" if old else node.get("nearest_mode", "round_prefer_floor")
-    (xp, xv) = place(image_tensor(lowering.channels_last(value)))
-    (yp, yv) = place(image_tensor(lowering.result(node.out)))
+    source = image_tensor(lowering.channels_last(value))
     sizes = zip(scales, shape[2:], out[2:], strict=True)
     whole = all(s == int(s) and o == i * int(s) for s, i, o in sizes)
     plain = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
     if mode == "nearest" and whole and (coordinates, nearest) in plain:
         factors = (int(scales[0]), int(scales[1]))
+        if _only_maps_read(lowering.graph, node.out):
+            lowering.enlarged[node.out] = (source, factors)
+            return
+    (xp, xv), (yp, yv) = place(source), place(image_tensor(lowering.result(node.out)))
+    if mode == "nearest" and whole and (coordinates, nearest) in plain:
         whole_steps = (xv, yv, factors, lowering.hardware, lowering.threads)
         lowering.emit(kernels.upsample, whole_steps, (xp, yp))
         return
@@ -64,6 +68,21 @@ def resize(lowering: Lowering, node: Node) -> None:
     kind = {"bilinear": "linear"}.get(mode, mode)
     arguments = (kind, xv, yv, lowering.hardware, lowering.threads)
     lowering.emit(kernels.resize, arguments, (xp, *pointers, yp))
+
+
+def _only_maps_read(graph: Graph, value: Value) -> bool:
+    """Whether the only reader adds an enlarged image to maps: it can read the small one instead."""
+    readers = graph.readers(value)
+    if len(readers) != 1 or graph.is_output(value) or not value.shape or value.shape[1] == 1:
+        return False
+    reader = readers[0]
+    if (reader.domain, reader.op) != (KERNEL_DOMAIN, "Map") or reader.out.shape != value.shape:
+        return False
+    others = [v for v in graph.operands(reader) if v is not None and v != value]
+    convolutions = ("Conv", "Pointwise")  # channels last, so the reader is, too
+    return any(v.shape == value.shape and v.node.op in convolutions for v in others) and not any(
+        v.node.op in ("Resize", "Upsample") for v in others
+    )
 
 
 def _scales(

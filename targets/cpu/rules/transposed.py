@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def _together(
     Neighbours in a row are then channels of one pixel; rows follow where a vector holds both. So
     the input is read once and not once a phase, and a lone channel does not waste the vector.
     """
-    split = [[(phase,) for phase in axis] for axis in phases]
+    split: list[list[Run]] = [[(phase,) for phase in axis] for axis in phases]
     channels, alike = result.view.shape[1], [_alike(axis) for axis in phases]
     if groups > 1 or not alike[-1] or result.view.strides[-1] != channels:
         return split
@@ -138,7 +139,7 @@ def _emit(
     count = weight.shape[0] // oihw.shape[0]
     bias = None if bias is None else np.tile(bias, count)
     yv = replace(yv, shape=(*yv.shape[:3], weight.shape[0]))
-    folded: dict[str, tuple[int, int]] = {}
+    folded: dict[str, Any] = {}
     if len(runs) > 1 and len(runs[0]) > 1:
         folded["folded"] = (weight.shape[0] // len(runs[0]), result.view.strides[2])
     window = Window((weight.shape[2], weight.shape[3]), pads=(pads[0], pads[1]))
