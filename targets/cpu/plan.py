@@ -87,7 +87,7 @@ class Step:
         shares: whether they do.
         label: the node, by the user's names.
         origin: the ONNX nodes it computes.
-        macs: multiply-accumulates.
+        macs: multiply-accumulates of the node, all calls together.
         variant: the algorithm where the kernel has several.
         predicted_us: by the cost model, on the call that does a node's work; 0 on the others.
     """

@@ -17,7 +17,7 @@ from pwopt.precision import Precision
 from pwopt.targets import runtime
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
-from pwopt.targets.cpu.plan import Plan, assign_offsets, pack_constants
+from pwopt.targets.cpu.plan import Plan, Step, assign_offsets, pack_constants
 from pwopt.targets.cpu.rules import RULES
 from pwopt.targets.cpu.schedules import Schedules
 from pwopt.targets.executable import aligned
@@ -164,3 +164,8 @@ class Traced(Lowering):
         self.nodes.append(self._node)
         self.kernels.append(self._kernel)
         self._kernel = ""
+
+    def _arrange(self, parts: Sequence[tuple[int, Step]]) -> None:
+        super()._arrange(parts)
+        self.nodes = [self.nodes[i] for i, _ in parts]
+        self.kernels = [self.kernels[i] for i, _ in parts]
