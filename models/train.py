@@ -38,6 +38,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Of PyTorch.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the network's.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the trained file, at a tenth of the rate.")
+    ] = False,
 ) -> None:
     """Train networks on Fashion-MNIST and enter them into the manifest."""
     chosen = [trained(name) for name in names or TRAINED]
@@ -45,37 +48,50 @@ def train(
     for network in chosen:
         started = time.monotonic()
         count = epochs or network.epochs
-        say = functools.partial(_say, network)
-        graph = fitted(network, pictures, seed, count, threads, say)
-        entry = _written(graph, output / network.file, test)
-        entry |= {"seed": seed, "epochs": count}
-        _enter(output / "manifest.json", network.file, entry)
+        path, say = output / network.file, functools.partial(_say, network)
+        done = _entries(output)[network.file]["epochs"] if resume else 0
+        graph = fitted(
+            onnx.load(path) if resume else network.untrained(seed),
+            pictures,
+            epochs=count,
+            rate=network.rate / 10 if resume else network.rate,
+            seed=seed + done,
+            threads=threads,
+            progress=say,
+        )
+        entry = _written(graph, path, test)
+        if resume:
+            entry["origin"] += f", then --resume --epochs {count}"
+        _enter(output, network.file, entry | {"seed": seed, "epochs": done + count})
         taken = f"{time.monotonic() - started:.0f} s"
         say(f"{entry['accuracy']:.2%} of {len(test.labels)}, {taken}")
 
 
 def fitted(
-    network: Trained,
+    model: onnx.ModelProto,
     pictures: fashion.Pictures,
-    seed: int,
+    *,
     epochs: int,
+    rate: float,
+    seed: int = 0,
     threads: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Graph:
     """The network after training.
 
     Args:
-        network: what to train.
+        model: what to train, with the weights to begin with.
         pictures: to train on.
-        seed: of the weights, of the order of pictures and of their augmentation.
         epochs: passes over the pictures.
+        rate: peak of the learning rate.
+        seed: of the order of pictures and of their augmentation.
         threads: of PyTorch.
         progress: told the loss after each epoch.
     """
     from pwopt.training import GraphModule, Schedule, fit, shifted_or_mirrored
 
-    module = GraphModule(load(network.untrained(seed)))
-    schedule = Schedule(epochs, rate=network.rate, seed=seed, bf16=True, threads=threads)
+    module = GraphModule(load(model))
+    schedule = Schedule(epochs, rate=rate, seed=seed, bf16=True, threads=threads)
     fit(module, pictures.inputs(), pictures.labels, schedule, shifted_or_mirrored, progress)
     return module.to_graph()
 
@@ -97,10 +113,16 @@ def _written(graph: Graph, path: Path, test: fashion.Pictures) -> dict[str, Any]
     }
 
 
-def _enter(manifest: Path, file: str, entry: dict[str, Any]) -> None:
-    content = json.loads(manifest.read_text())
+def _entries(folder: Path) -> dict[str, Any]:
+    entries: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["vendored"]
+    return entries
+
+
+def _enter(folder: Path, file: str, entry: dict[str, Any]) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
     content["vendored"][file] = entry
-    manifest.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _say(network: Trained, line: str) -> None:

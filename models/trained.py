@@ -53,6 +53,39 @@ _NETWORKS = (
         epochs=6,
     ),
     Trained("fashion_resnet", residual.resnet, {"width": 16, "depths": (2, 2, 2), "stem": 2}, 5),
+    Trained(
+        "fashion_mobilenet",
+        residual.mobilenet_v2,
+        {"width": 0.5, "depths": (1, 2, 3, 3, 2), "stem": 2, "head": 320},
+        7,
+    ),
+    Trained(
+        "fashion_senet",
+        residual.resnet,
+        {"width": 16, "depths": (1, 1, 1), "stem": 2, "reduction": 8},
+        5,
+    ),
+    Trained(
+        "fashion_squeezenet",
+        branching.squeezenet_v1_1,
+        {"width": 0.5, "stem": 2, "batch_norm": True},
+        6,
+    ),
+    Trained(
+        "fashion_densenet",
+        branching.densenet,
+        {"growth": 12, "depths": (4, 4, 4), "stem": 2},
+        5,
+    ),
+    Trained(
+        "fashion_lenet", plain.lenet, {"width": 12, "hidden": (112, 84), "batch_norm": True}, 6
+    ),
+    Trained(
+        "fashion_vgg",
+        plain.vgg,
+        {"width": 24, "depths": (2, 2, 2), "hidden": (), "batch_norm": True},
+        7,
+    ),
 )
 
 TRAINED: dict[str, Trained] = {network.name: network for network in _NETWORKS}
