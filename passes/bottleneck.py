@@ -290,6 +290,8 @@ def _add(
         attributes["kernel_shape"] = weight.shape[2:]
     operands = [x, graph.constant(_float32(weight), f"{name}.weight" if name else "", node.origin)]
     op = "Conv" if node.op == "Conv" else "Gemm"
+    if op == "Gemm" and graph.opset < 11:  # which cannot leave it out
+        operands.append(graph.constant(_zeros(len(weight)).copy()))
     return graph.add(op, operands, attributes, name=name, origin=node.origin).out
 
 
@@ -302,6 +304,6 @@ def _finish(graph: Graph, node: Node, value: Value, bias: np.ndarray | None) -> 
     made = value.node
     operands = list(graph.operands(made))
     if bias is not None:
-        operands.append(graph.constant(_float32(bias)))
+        operands[2:] = [graph.constant(_float32(bias))]
     replace_node(graph, node, made.op, operands, made.attributes)
     graph.erase_dead([made])

@@ -179,11 +179,10 @@ def load(
             return _folder(path, types, preprocessing)
         if path.suffix not in (".npz", ".npy"):
             raise UsageError(f"{path}: calibration data are a .npz, a .npy or a folder of images")
-        if path.suffix == ".npy":
-            named = {_single(types, path): np.load(path, allow_pickle=False)}
-        else:
-            with np.load(path, allow_pickle=False) as archive:
-                named = dict(archive)
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            single = isinstance(arrays, np.ndarray)
+            named = {_single(types, path): arrays} if single else dict(arrays)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     names = [name for name in LABEL_NAMES if name in named and name not in types]
