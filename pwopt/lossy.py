@@ -102,9 +102,15 @@ def load_examples(examples: Examples, graph: Graph, preprocessing: str | None) -
 
 
 def kernel_times(graph: Graph, machine: Hardware, target: str) -> Sequence[KernelTime]:
-    """Measures the kernels of a graph after the exact passes; nothing where one has no kernel."""
+    """Measures the kernels of a graph after the exact passes.
+
+    Returns:
+        nothing where a node has no kernel, or a dimension is open.
+    """
     from pwopt.passes import default_pipeline
 
+    if any(node.out.tensor.static_shape is None for node in graph.inputs):
+        return ()
     graph = graph.copy()
     Pipeline(default_pipeline()).run(graph, Context(machine, target))
     try:
