@@ -109,6 +109,11 @@ class Layer:
         """Share of the responses' energy in each direction, falling."""
         return () if self.outputs is None else tuple(-np.diff(self.outputs.error))
 
+    @property
+    def spectrum_in(self) -> tuple[float, ...]:
+        """The same of its inputs, as far as it answers to them; nothing without a window."""
+        return () if self.inputs is None else tuple(-np.diff(self.inputs.error))
+
     def ranks(self, unit: int) -> Iterator[tuple[int | None, int | None]]:
         """What can be kept on either side, in whole vectors."""
         outputs, inputs = self.weight.shape[:2]

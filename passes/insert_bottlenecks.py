@@ -238,6 +238,7 @@ class _Bottlenecks:
                 measured_after_us=self._measured_us(layer, plan),
                 error=errors[layer],
                 spectrum=layer.spectrum,
+                spectrum_in=layer.spectrum_in,
             )
 
     def _measured_us(self, layer: Layer, plan: Plan) -> float | None:

@@ -12,9 +12,10 @@ from pwopt import calibration, cost
 from pwopt.approximation import METRICS, Approximation, Judge, LayerChange
 from pwopt.calibration import Calibration
 from pwopt.errors import UsageError
+from pwopt.frontend import OPEN
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.program import UNARY
-from pwopt.passes import fully_connected, low_rank
+from pwopt.passes import fully_connected, low_rank, open_sizes
 from pwopt.passes.fully_connected import FlattenedMap, FullyConnected
 from pwopt.passes.responses import responses
 from pwopt.pipeline import Context, Pass, Remark, us_of
@@ -40,10 +41,12 @@ class ReplaceFcHead(Pass):
         nearest to what the layer in its place answers, in the new head as it is by then. Without
         data the filters' sum over the pixels. Hidden layers keep the channels that matter most.
         Exact after a global pool, and with ``mode=convolution``: a convolution over the whole map,
-        1x1s behind it, and the average, which then takes larger inputs, too.
+        1x1s behind it, and the average. With ``open=true`` the written model then takes larger
+        inputs, too, and answers with the average over all places of the head.
     Misses when:
-        there is no such head, weights are not constant, a value in between has other readers, or
-        the loss on examples that the fit has not seen is larger than the budget.
+        there is no such head, weights are not constant, a value in between has other readers, the
+        loss on examples that the fit has not seen is larger than the budget, or sizes are to be
+        opened and another node needs them as they are.
     Source:
         Lin, Chen, Yan, "Network in Network", ICLR 2014; Long et al., CVPR 2015.
 
@@ -52,6 +55,8 @@ class ReplaceFcHead(Pass):
         width: channels of hidden layers at most; 0 takes twice those of the map.
         budget: the loss that is allowed, by the metric.
         metric: see ``insert-bottlenecks``.
+        open: whether the written model declares the input's height and width as open. The
+            executable is for the size that the original declares.
     """
 
     name: ClassVar[str] = "replace-fc-head"
@@ -61,6 +66,7 @@ class ReplaceFcHead(Pass):
     width: int = 0
     budget: float = 1.0
     metric: str = "auto"
+    open: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES or self.metric not in METRICS:
@@ -81,9 +87,12 @@ class ReplaceFcHead(Pass):
         parts = [self._replace(changed, head, fit) for head in heads]
         changed.erase_dead()
         loss = judge(changed)
-        lost = loss.by(judge.metric)
+        lost, why = loss.by(judge.metric), None
         if lost > self.budget:
             why = f"{judge.metric} loss {lost:.3g} on {loss.examples} examples, of {self.budget:g}"
+        elif self.open:
+            why = _open(changed)
+        if why is not None:
             context.remarks += [Remark(self.name, h.label, False, why) for h in heads]
             return
         changes = tuple(
@@ -267,6 +276,15 @@ def _convolution(
     return graph.add("Conv", operands, attributes, name=_renamed(layer.node), origin=origin).out
 
 
+def _open(graph: Graph) -> str | None:
+    """Lets the written model take any size, or says why it cannot."""
+    found = open_sizes.open_inputs(graph)
+    if isinstance(found, str):
+        return f"sizes stay closed: {found}"
+    graph.metadata[OPEN] = found
+    return None
+
+
 def _renamed(node: Node) -> str:
     """A name for what takes a node's place while that is still there."""
     return f"{node.name}/pixels" if node.name else ""
@@ -300,6 +318,7 @@ def _change(
         measured_before_us=times[0],
         measured_after_us=times[1],
         error=None,
+        others=tuple(node.label for node in old[1:]),
     )
 
 

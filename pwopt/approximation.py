@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +70,8 @@ class LayerChange:
         error: relative error of its responses on the examples that it was fitted to, None where
             nothing answers to them any more.
         spectrum: share of the responses' variance that each further direction explains.
+        spectrum_in: the same of the inputs, as far as the layer answers to them.
+        others: further layers that went with it.
     """
 
     node: str
@@ -86,6 +90,13 @@ class LayerChange:
     measured_after_us: float | None
     error: float | None
     spectrum: tuple[float, ...] = ()
+    spectrum_in: tuple[float, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> LayerChange:
+        """From an entry of ``report.json``; keys that are not known are left out."""
+        return cls(**_values(cls, content))
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,18 @@ class Approximation:
     fitted: int
     searched: int
     layers: tuple[LayerChange, ...]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Approximation:
+        """From an entry of ``report.json``; keys that are not known are left out.
+
+        Raises:
+            TypeError, KeyError: something is missing.
+        """
+        values = _values(cls, content)
+        values["loss"] = Loss(**_values(Loss, content["loss"]))
+        values["layers"] = tuple(LayerChange.from_json(each) for each in content["layers"])
+        return cls(**values)
 
 
 class Judge:
@@ -181,6 +204,12 @@ def outputs(graph: Graph, examples: Calibration) -> np.ndarray:
                 raise UsageError(f"output {name} of {size} examples has the shape {answer.shape}")
             found.append(answer)
     return np.concatenate(found)[: len(examples)]
+
+
+def _values(cls: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """What of JSON's content a dataclass has fields for; arrays as tuples."""
+    known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in known.items()}
 
 
 def _scores(array: np.ndarray) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,12 +28,13 @@ from pwopt.frontend.attributes import (
     schema_kinds,
     subgraphs,
 )
-from pwopt.frontend.carried import LEAN, carried
+from pwopt.frontend.carried import KEY, LEAN, OPEN, carried
 from pwopt.frontend.inference import fill
 from pwopt.frontend.names import Names
 from pwopt.frontend.tensors import decode_type, encode, encode_type, header
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import GRAPH_DOMAIN, KERNEL_DOMAIN, Graph, Node, Opaque, Value
+from pwopt.ir.retype import retype
 from pwopt.ir.types import UNKNOWN, OpaqueType, TensorType, Type
 
 OLDEST_IR = 4  # from here on initializers need not be inputs
@@ -51,9 +53,9 @@ Weights = Callable[[np.ndarray, str], TensorProto]
 def export(graph: Graph) -> ModelProto:
     """The graph as a standard ONNX model; equal graphs give equal bytes.
 
-    Internal ops are expanded. Inputs and outputs keep their names, order and types, values their
-    names where these are unique. An output that is an input, a constant or another output as well
-    gets an Identity.
+    Internal ops are expanded. Inputs and outputs keep their names, order and types (sizes are open
+    where the metadata's :data:`OPEN` says so), values their names where these are unique. An output
+    that is an input, a constant or another output as well gets an Identity.
 
     Raises:
         FrontendError: an attribute has no ONNX form.
@@ -97,7 +99,23 @@ def _written(graph: Graph) -> Outline:
         from pwopt.ir.internal import expand
 
         graph = expand(graph)
+    if OPEN in graph.metadata:
+        graph = _opened(graph)
     return _Exporter(graph).run()
+
+
+def _opened(graph: Graph) -> Graph:
+    """The graph with its inputs' sizes open."""
+    made, nodes = retype(graph, graph.metadata[OPEN])
+    known = carried(graph)
+    made.metadata[KEY] = replace(
+        known,
+        reshaped=True,
+        nodes={nodes[n]: each for n, each in known.nodes.items() if n in nodes},
+        kinds={nodes[n]: each for n, each in known.kinds.items() if n in nodes},
+        absent={nodes[n]: each for n, each in known.absent.items() if n in nodes},
+    )
+    return made
 
 
 class _Exporter:

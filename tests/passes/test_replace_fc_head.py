@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pwopt
 from pwopt.approximation import Approximation, Judge
 from pwopt.calibration import Calibration
 from pwopt.errors import UsageError
+from pwopt.frontend import export, load
+from pwopt.frontend.reference import evaluate
 from pwopt.ir.graph import Graph, Value
 from pwopt.ir.verify import verify
+from pwopt.ort import OrtModel
 from pwopt.passes.replace_fc_head import ReplaceFcHead
 from pwopt.pipeline import Context, KernelTime
 from tests.passes.building import Build, Outcome
@@ -224,3 +228,111 @@ def test_as_a_user(tmp_path: Path) -> None:
     assert result.report.verification.status == "passed"
     assert result.report.after.parameters < 0.1 * result.report.before.parameters
     assert result.report.approximations[0].pass_spec == "replace-fc-head"
+
+
+def vgg_like(size: int = 16, *, between: str = "") -> Graph:
+    """Two convolutions with pools and two fully connected layers on a map of 4x4."""
+    b = Build(seed=3)
+    x = b.op("Relu", b.conv(b.input(1, 3, size, size), 8, 3, pads=(1, 1, 1, 1)))
+    x = b.op("MaxPool", x, kernel_shape=(2, 2), strides=(2, 2))
+    if between == "Reshape":
+        half = size // 2
+        x = b.op("Reshape", x, b.shape(1, 8, half, half))
+    elif between == "Resize":
+        x = b.op("Resize", x, None, None, b.shape(1, 8, size // 2, size // 2), mode="nearest")
+    elif between == "PRelu":
+        x = b.op("PRelu", x, b.weight(8, size // 2, size // 2))
+    x = b.op("Relu", b.conv(x, 12, 3, pads=(1, 1, 1, 1)))
+    x = b.op("MaxPool", x, kernel_shape=(2, 2), strides=(2, 2))
+    y = b.op("Flatten", x, axis=1)
+    hidden = 12 * (size // 4) ** 2
+    y = b.op("Relu", b.op("Gemm", y, b.weight(20, hidden), b.weight(20), transB=1))
+    return b.output(b.op("Gemm", y, b.weight(5, 20), b.weight(5), transB=1))
+
+
+def test_open_sizes_average_the_head_over_all_windows(tmp_path: Path) -> None:
+    graph = vgg_like()
+    result = pwopt.optimize(graph, passes="replace-fc-head{mode=convolution,open=true},default")
+    pwopt.save(result.graph, tmp_path / "m.onnx")
+    model = OrtModel(tmp_path / "m.onnx", optimize=True)
+    small = RNG.standard_normal((1, 3, 16, 16)).astype(np.float32)
+    large = RNG.standard_normal((1, 3, 32, 32)).astype(np.float32)
+    wide = RNG.standard_normal((1, 3, 16, 24)).astype(np.float32)
+    weights = [n.attributes["value"] for n in graph.nodes() if n.is_constant]
+    for x in (small, large, wide):
+        (found,) = model.run({"x": x}).values()
+        wanted = slid(x, weights)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    (original,) = evaluate(graph, {"x": small}).values()
+    (found,) = model.run({"x": small}).values()
+    np.testing.assert_allclose(found, original, rtol=0, atol=1e-5 * np.abs(original).max())
+    loaded = pwopt.load(tmp_path / "m.onnx")
+    assert loaded.inputs[0].out.tensor.shape == (1, 3, "height", "width")
+    assert loaded.outputs[0][1].shape == (1, 5)
+    closed = pwopt.load(tmp_path / "m.onnx", input_shapes={"x": (1, 3, 32, 32)})
+    assert closed.inputs[0].out.shape == (1, 3, 32, 32)
+
+
+def slid(x: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """The head of :func:`vgg_like` on every 4x4 window of the map, averaged."""
+    first, first_bias, second, second_bias, w, b, v, c = (a.astype(np.float64) for a in weights)
+    features = pooled(np.maximum(convolved(x[0].astype(np.float64), first, first_bias), 0))
+    features = pooled(np.maximum(convolved(features, second, second_bias), 0))
+    answers = [
+        v @ np.maximum(w @ features[:, i : i + 4, j : j + 4].reshape(-1) + b, 0) + c
+        for i in range(features.shape[1] - 3)
+        for j in range(features.shape[2] - 3)
+    ]
+    mean: np.ndarray = np.mean(answers, axis=0)[None]
+    return mean
+
+
+def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """A 3x3 convolution of a map (C, H, W) with a border of zeros."""
+    wide = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), (1, 2))
+    made: np.ndarray = np.einsum("chwij,mcij->mhw", windows, weight) + bias[:, None, None]
+    return made
+
+
+def pooled(x: np.ndarray) -> np.ndarray:
+    """The largest of each 2x2."""
+    made: np.ndarray = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2).max(axis=(2, 4))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("between", "why"),
+    [
+        ("Reshape", "Reshape 'reshape1'"),
+        ("Resize", "Resize 'resize1' makes float32[1x8x8x8] whatever the size"),
+        ("PRelu", "the slopes of PRelu 'prelu1' differ by pixel"),
+    ],
+)
+def test_sizes_stay_closed_where_a_node_needs_them(between: str, why: str) -> None:
+    graph = vgg_like(between=between)
+    outcome, found = run(graph, ReplaceFcHead(mode="convolution", open=True))
+    assert found is None
+    assert "Gemm" in outcome.ops
+    assert outcome.missed[0][1].startswith("sizes stay closed: ")
+    assert why in outcome.missed[0][1]
+
+
+def test_open_sizes_of_a_map_with_channels_last() -> None:
+    b = Build()
+    x = b.op("Transpose", b.input(1, 6, 5, 3), perm=(0, 3, 1, 2))
+    x = b.op("Flatten", b.conv(x, 4), axis=1)
+    graph = b.output(b.op("Gemm", x, b.weight(120, 4), b.weight(4)))
+    outcome, found = run(graph, ReplaceFcHead(mode="convolution", open=True))
+    assert found is not None
+    model = load(export(outcome.graph).SerializeToString())
+    assert model.inputs[0].out.tensor.shape == (1, "height", "width", 3)
+
+
+def test_the_executable_keeps_the_size() -> None:
+    graph = vgg_like()
+    result = pwopt.optimize(graph, passes="replace-fc-head{mode=convolution,open=true},default")
+    x = RNG.standard_normal((1, 3, 16, 16)).astype(np.float32)
+    (wanted,) = evaluate(graph, {"x": x}).values()
+    (found,) = pwopt.compile(result.graph).run({"x": x}).values()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
