@@ -17,6 +17,7 @@ from pwopt.errors import PwoptError, UsageError
 # What pwopt writes; a folder that holds anything else is not pwopt's to replace.
 FILES = re.compile(
     r"(model|repro-\d+)\.onnx(\.[0-9a-f]{16}\.data)?|model\.so|repro-\d+\.txt|report\.(json|html)"
+    r"|(channels-[\w.-]+|layers|sweep)\.(png|svg)"
 )
 REPORT = "report.json"
 GENERATOR = "pwopt"

@@ -37,10 +37,10 @@ def test_replaces_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == {"out"}
 
 
-def test_replaces_reproducers(tmp_path: Path) -> None:
+def test_replaces_reproducers_and_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     write(folder)
-    for name in ("repro-1.onnx", "repro-12.txt", f"repro-2.onnx.{'0f' * 8}.data"):
+    for name in ("repro-1.onnx", "repro-12.txt", f"repro-2.onnx.{'0f' * 8}.data", "layers.svg"):
         (folder / name).write_text("old")
     write(folder)
     assert names(folder) == {"report.json"}

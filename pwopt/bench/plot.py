@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pwopt.bench.suite import SuiteRow, geometric_mean, summarize
 from pwopt.errors import PwoptError, UsageError
+from pwopt.pictures import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = (".svg", ".png")
 _LABELS = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "openvino-bf16": "OpenVINO, bf16",
     "compiled": "pwopt, compiled",
 }
-# Okabe and Ito's colours, which the colour-blind can tell apart, and a shape of its own for each;
-# sizes show both of two at one place.
+# A shape of its own for each; sizes show both of two at one place.
 _STYLES: Mapping[str, dict[str, Any]] = {
-    "onnxruntime": {"color": "#0072B2", "marker": "o", "s": 90},
-    "openvino": {"color": "#E69F00", "marker": "D", "s": 30},
-    "openvino-bf16": {"color": "#E69F00", "marker": "D", "s": 30},
-    "compiled": {"color": "#009E73", "marker": "s", "s": 40},
+    "onnxruntime": {"color": style.BLUE, "marker": "o", "s": 90},
+    "openvino": {"color": style.ORANGE, "marker": "D", "s": 30},
+    "openvino-bf16": {"color": style.ORANGE, "marker": "D", "s": 30},
+    "compiled": {"color": style.GREEN, "marker": "s", "s": 40},
 }
 _MEAN = "geometric mean"
 
@@ -37,10 +35,10 @@ def check_plot(path: Path) -> None:
     Raises:
         UsageError: matplotlib is missing, or the name says no known format.
     """
-    if path.suffix not in FORMATS:
-        raise UsageError(f"--plot {path}: its name must end in {' or '.join(FORMATS)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib; pip install 'pwopt[plot]'")
+    if path.suffix[1:] not in style.FORMATS:
+        endings = " or ".join(f".{name}" for name in style.FORMATS)
+        raise UsageError(f"--plot {path}: its name must end in {endings}")
+    style.require_matplotlib("--plot")
 
 
 def draw_suite(rows: Sequence[SuiteRow], path: Path, caption: str) -> None:
@@ -54,7 +52,6 @@ def draw_suite(rows: Sequence[SuiteRow], path: Path, caption: str) -> None:
     Raises:
         PwoptError: nothing ran, or the file cannot be written.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     good = [row for row in rows if not row.failure]
@@ -64,18 +61,13 @@ def draw_suite(rows: Sequence[SuiteRow], path: Path, caption: str) -> None:
     points[_MEAN] = _means(list(points.values()))
     latencies = {row.name: _latencies(row) for row in good}
     latencies[_MEAN] = f"{summarize(good).onnxruntime:.2f} of ONNX Runtime"
-    # Without dates and random names the same numbers give the same file.
-    with mpl.rc_context({"svg.hashsalt": "pwopt", "font.size": 10}):
+    with style.style():
         figure = Figure(figsize=(8.6, 1.5 + 0.34 * len(points)), layout="constrained")
         axes = figure.add_subplot()
         _draw(axes, points, latencies)
         axes.set_title("latency relative to the faster of the other runtimes", pad=26, loc="left")
-        axes.set_xlabel(caption, loc="left", color="0.45", fontsize=9)
-        try:
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(path, dpi=150, metadata=metadata)
-        except OSError as error:
-            raise PwoptError(f"{path}: cannot be written: {error.strerror}") from error
+        axes.set_xlabel(caption, loc="left", color=style.GREY, fontsize=9)
+    style.save(figure, path)
 
 
 def relative(row: SuiteRow) -> dict[str, float]:
@@ -101,12 +93,12 @@ def _draw(
     names = list(points)
     heights = [-float(i) - 0.4 * (name == _MEAN) for i, name in enumerate(names)]
     compiled = [points[name]["compiled"] for name in names]
-    axes.barh(heights, compiled, height=0.62, color="#009E73", alpha=0.25, zorder=1)
+    axes.barh(heights, compiled, height=0.62, color=style.GREEN, alpha=0.25, zorder=1)
     axes.axvline(1.0, color="0.35", linewidth=1, zorder=2)
     contenders = list(points[names[0]])
     for contender in contenders:
         across = [points[name][contender] for name in names]
-        label, style = _LABELS[contender], _STYLES[contender]
+        label, look = _LABELS[contender], _STYLES[contender]
         axes.scatter(
             across,
             heights,
@@ -114,7 +106,7 @@ def _draw(
             zorder=3,
             edgecolors="white",
             linewidths=0.8,
-            **style,
+            **look,
         )
     for y, x in zip(heights, compiled, strict=True):
         axes.annotate(

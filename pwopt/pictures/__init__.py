@@ -1,0 +1,1 @@
+"""Pictures: data in, a matplotlib figure out; matplotlib is loaded when something is drawn."""
