@@ -286,7 +286,8 @@ def _add(
 ) -> Value:
     """Adds a part; ``own`` is the one that has the layer's window and strides."""
     node = layer.node
-    name = f"{node.name}/{part}" if part and node.name else node.name
+    base = node.name or node.names[0]
+    name = f"{base}/{part}" if part and base else base
     attributes: dict[str, Any] = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
     if node.op == "Conv":
         attributes = dict(node.attributes) if own else {}

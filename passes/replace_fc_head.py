@@ -287,7 +287,8 @@ def _open(graph: Graph) -> str | None:
 
 def _renamed(node: Node) -> str:
     """A name for what takes a node's place while that is still there."""
-    return f"{node.name}/pixels" if node.name else ""
+    name = node.name or node.names[0]
+    return f"{name}/pixels" if name else ""
 
 
 def _change(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pwopt.ir.graph import Graph, Node
     from pwopt.passes import register_pass
     from pwopt.pipeline import Applied, Context, Missed, Pass, Rewrite
+    from pwopt.recovery import recover
     from pwopt.report import Report
     from pwopt.targets.executable import Executable, load_executable
     from pwopt.tuning import tune
@@ -65,6 +66,7 @@ __all__ = [
     "load",
     "load_executable",
     "optimize",
+    "recover",
     "register_pass",
     "save",
     "tune",
@@ -86,6 +88,7 @@ _MODULES = {
     "load": "frontend",
     "load_executable": "targets.executable",
     "optimize": "driver",
+    "recover": "recovery",
     "register_pass": "passes",
     "save": "frontend",
     "tune": "tuning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,6 +15,7 @@ from pwopt.errors import UsageError
 from pwopt.ir.graph import Graph
 from pwopt.running import input_types, running
 
+NEW_LAYERS = "pwopt.new_layers"  # key of a model's metadata
 METRICS = ("auto", "accuracy", "agreement", "kl", "l2")
 
 
@@ -212,6 +214,24 @@ def _values(cls: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in known.items()}
 
 
+def mark_new_layers(graph: Graph, before: Graph) -> None:
+    """Notes in a model's metadata which convolutions and products ``before`` does not have."""
+    old = set(before.nodes())
+    made = [n for n in graph.nodes() if n not in old and n.is_op("Conv", "Gemm", "MatMul")]
+    names = [*new_layers(graph), *(n.name for n in made)]
+    properties = graph.metadata.get("properties", {})
+    graph.metadata["properties"] = {**properties, NEW_LAYERS: json.dumps(names)}
+
+
+def new_layers(graph: Graph) -> list[str]:
+    """Names of the nodes that lossy passes put into a model, as its metadata have them."""
+    try:
+        found = json.loads(graph.metadata.get("properties", {}).get(NEW_LAYERS, "[]"))
+    except json.JSONDecodeError:
+        return []
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def _scores(array: np.ndarray) -> np.ndarray | None:
     """Class scores (count, classes), or None where the output is something else."""
     if array.ndim < 2 or array.shape[1] < 2 or array[0].size != array.shape[1]:
@@ -220,12 +240,12 @@ def _scores(array: np.ndarray) -> np.ndarray | None:
 
 
 def _kl(before: np.ndarray, after: np.ndarray) -> float:
-    p, q = _log_probabilities(before), _log_probabilities(after)
+    p, q = log_probabilities(before), log_probabilities(after)
     return float(np.mean(np.sum(np.exp(p) * (p - q), axis=1)))
 
 
-def _log_probabilities(scores: np.ndarray) -> np.ndarray:
-    """Of logits; of probabilities (which sum to one), their logarithms."""
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Of class scores (count, classes): logits, or probabilities, which sum to one."""
     if np.all(scores >= 0) and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3):
         scores = np.log(np.maximum(scores, 1e-12))
     shifted = scores - scores.max(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The command line: ``pwopt optimize | compare | tune | passes | inspect | bench | models``.
+"""The command line: ``pwopt optimize | compare | tune | recover | inspect | bench | ...``.
 
 Data goes to stdout, progress and logs to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 interrupted.
@@ -267,6 +267,76 @@ def tune(
         _print_json(report.plain_json(found))
     else:
         _console().print(str(found))
+
+
+@app.command()
+def recover(
+    model: Annotated[
+        Path, typer.Argument(help="An ONNX model, or the folder that optimize wrote.")
+    ],
+    data: Annotated[
+        Path, typer.Option(metavar="DATA", help="Examples: .npz with labels, or images' folder.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
+        "recovered.onnx"
+    ),
+    mode: Annotated[
+        str, typer.Option(help="feature-extraction trains the new layers, finetune all.")
+    ] = "feature-extraction",
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="The original, to learn from.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="Layers to train, not the new ones.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="At most.")] = 10,
+    patience: Annotated[int, typer.Option(help="Epochs without gain on held-out examples.")] = 3,
+    rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
+    batch: Annotated[int, typer.Option(help="Examples a step.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the split and the order.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; default: all.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Saved every epoch; default: OUTPUT.checkpoint."),
+    ] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Of images or bytes; see optimize.")
+    ] = None,
+    input_shape: ShapeOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Trains MODEL's accuracy back after lossy passes; needs PyTorch. Goes on after a stop."""
+    from pwopt import frontend, recovery
+
+    options = recovery.RecoveryOptions(
+        mode=mode,
+        layers=tuple(layer or ()),
+        epochs=epochs,
+        patience=patience,
+        rate=rate,
+        batch=batch,
+        seed=seed,
+        threads=threads or len(os.sched_getaffinity(0)),
+    )
+    with _Progress(quiet) as progress:
+        made = recovery.recover(
+            model / "model.onnx" if model.is_dir() else model,
+            data,
+            options,
+            teacher=teacher,
+            preprocessing=preprocessing,
+            input_shapes=parse_shapes(input_shape),
+            checkpoint=checkpoint or output.with_name(output.name + ".checkpoint"),
+            progress=progress,
+        )
+        frontend.save(made.graph, output)
+    if json_:
+        _print_json(made.to_json())
+        return
+    console = _console()
+    console.print(str(made), markup=False)
+    console.print(f"written     {output}", markup=False)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pwopt import calibration, layers
-from pwopt.approximation import Approximation
+from pwopt.approximation import Approximation, mark_new_layers
 from pwopt.calibration import Calibration, Preprocessing
 from pwopt.errors import CodegenError, UsageError
 from pwopt.growth import Budget
@@ -78,9 +78,12 @@ def approximate(
         context.measure = lambda graph: kernel_times(graph, machine, target)
     graph = original.copy()
     rows = Pipeline([each() for each in CLEAN_UP], after_pass=after_pass).run(graph, context)
+    clean = graph.copy()
     for each in passes:
         progress(each.name)
         rows += Pipeline([each], rounds=1, after_pass=after_pass).run(graph, context)
+    if graph.version != clean.version:
+        mark_new_layers(graph, clean)
     return Approximated(graph, tuple(rows), tuple(context.approximations))
 
 

@@ -295,7 +295,14 @@ class _Exporter:
             oldest = max(oldest, 8)
         current = self._model.ir_version or max(DEFAULT_IR, self._usual_ir())
         self._model.ir_version = max(current, oldest)
+        self._write_properties()
         self._drop_dangling()
+
+    def _write_properties(self) -> None:
+        known = {entry.key: entry for entry in self._model.metadata_props}
+        for key, value in self._graph.metadata.get("properties", {}).items():
+            entry = known.get(key) or self._model.metadata_props.add(key=key)
+            entry.value = value
 
     def _usual_ir(self) -> int:
         return helper.find_min_ir_version_for(self._model.opset_import, ignore_unknown=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.nn import functional
 from pwopt.training.torch_module import GraphModule
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Target = Any  # what a loss compares scores with
+Loss = Callable[[Tensor, Target], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,64 @@ class Schedule:
     threads: int = 1
 
 
+class Trainer:
+    """Trains a module epoch by epoch: AdamW, one cycle of the learning rate, seeded.
+
+    Attributes:
+        module: in evaluation mode between epochs.
+        generator: draws the order of examples and their augmentation.
+        epoch: how many are done.
+    """
+
+    def __init__(self, module: GraphModule, schedule: Schedule, examples: int) -> None:
+        """Prepares a training on so many examples."""
+        torch.set_num_threads(schedule.threads)
+        self.module, self._schedule, self.epoch = module, schedule, 0
+        self.generator = torch.Generator().manual_seed(schedule.seed)
+        steps = schedule.epochs * max(1, examples // schedule.batch)
+        self._optimizer = torch.optim.AdamW(_groups(module, schedule.decay), lr=schedule.rate)
+        self._cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, schedule.rate, total_steps=steps, pct_start=0.25
+        )
+        # A third less time a step than channels first, on a Zen 4 core in bfloat16.
+        module.to(memory_format=torch.channels_last)
+
+    def run_epoch(self, batches: Iterable[tuple[Tensor, Target]], loss: Loss) -> float:
+        """One pass over batches of inputs and targets; returns the mean loss."""
+        self.module.train()
+        losses = []
+        for x, target in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._schedule.bf16):
+                scores = self.module(_channels_last(x))[0]
+            value = loss(scores.float(), target)
+            self._optimizer.zero_grad()
+            value.backward()
+            self._optimizer.step()
+            self._cycle.step()
+            losses.append(value.detach())
+        self.module.eval()
+        self.epoch += 1
+        return float(torch.stack(losses).mean())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that it takes to go on."""
+        return {
+            "epoch": self.epoch,
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "cycle": self._cycle.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where a state was taken."""
+        self.epoch = state["epoch"]
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._cycle.load_state_dict(state["cycle"])
+        self.generator.set_state(state["generator"])
+
+
 def fit(
     module: GraphModule,
     inputs: np.ndarray,
@@ -56,31 +117,23 @@ def fit(
         augment: changes a batch as it is drawn.
         progress: told the mean loss after each epoch.
     """
-    torch.set_num_threads(schedule.threads)
-    generator = torch.Generator().manual_seed(schedule.seed)
-    steps = schedule.epochs * (len(inputs) // schedule.batch)
-    optimizer = torch.optim.AdamW(_groups(module, schedule.decay), lr=schedule.rate)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.rate, total_steps=max(steps, 1), pct_start=0.25
-    )
-    # A third less time a step than channels first, on a Zen 4 core in bfloat16.
-    module.to(memory_format=torch.channels_last)
-    module.train()
-    for epoch in range(schedule.epochs):
-        losses = []
-        for x, y in _batches(inputs, labels, schedule.batch, generator):
-            x = augment(x, generator) if augment else x
-            with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bf16):
-                logits = module(_channels_last(x))[0]
-            loss = functional.cross_entropy(logits.float(), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            cycle.step()
-            losses.append(loss.detach())
-        mean = float(torch.stack(losses).mean())
-        progress(f"epoch {epoch + 1} of {schedule.epochs}: loss {mean:.4f}")
-    module.eval()
+    trainer = Trainer(module, schedule, len(inputs))
+    for _ in range(schedule.epochs):
+        drawn = batches(len(inputs), schedule.batch, trainer.generator)
+        pairs = (
+            (_augmented(inputs[rows], augment, trainer.generator), torch.from_numpy(labels[rows]))
+            for rows in drawn
+        )
+        mean = trainer.run_epoch(pairs, functional.cross_entropy)
+        progress(f"epoch {trainer.epoch} of {schedule.epochs}: loss {mean:.4f}")
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
+    """Rows of whole batches in random order; the rest is left out of this epoch."""
+    order = torch.randperm(count, generator=generator).numpy()
+    size = min(size, count)
+    for start in range(0, count - size + 1, size):
+        yield order[start : start + size]
 
 
 def predict(module: GraphModule, inputs: np.ndarray, batch: int = 500) -> np.ndarray:
@@ -102,14 +155,9 @@ def shifted_or_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.roll((down, right), (2, 3))
 
 
-def _batches(
-    inputs: np.ndarray, labels: np.ndarray, size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole batches in random order; the rest is left out of this epoch."""
-    order = torch.randperm(len(inputs), generator=generator).numpy()
-    for start in range(0, len(order) - size + 1, size):
-        chosen = order[start : start + size]
-        yield torch.from_numpy(inputs[chosen]), torch.from_numpy(labels[chosen])
+def _augmented(inputs: np.ndarray, augment: Augment | None, generator: torch.Generator) -> Tensor:
+    x = torch.from_numpy(inputs)
+    return augment(x, generator) if augment else x
 
 
 def _channels_last(x: Tensor) -> Tensor:
