@@ -24,7 +24,7 @@ from pwopt.running import input_types
 _SHARES = (0.75, 0.25)  # of the examples, for the fit and the judgement
 _MODES = ("fit", "convolution")
 _ACTIVATIONS = (*sorted(UNARY), "Clip", "LeakyRelu", "PRelu")
-_WIDTH = 2  # hidden channels at most, over those of the map
+_WIDTH = 3  # hidden channels at most, over those of the map
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ReplaceFcHead(Pass):
 
     Attributes:
         mode: "fit" or "convolution".
-        width: channels of hidden layers at most; 0 takes twice those of the map.
+        width: channels of hidden layers at most; 0 takes three times those of the map.
         budget: the loss that is allowed, by the metric.
         metric: see ``insert-bottlenecks``.
         open: whether the written model declares the input's height and width as open. The

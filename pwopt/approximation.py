@@ -189,23 +189,32 @@ class Judge:
 
 
 def outputs(graph: Graph, examples: Calibration) -> np.ndarray:
-    """The first output for all examples, (count, ...).
+    """The first output for all examples, (count, ...); see :func:`all_outputs`."""
+    return all_outputs(graph, examples, 1)[0]
+
+
+def all_outputs(graph: Graph, examples: Calibration, count: int | None = None) -> list[np.ndarray]:
+    """The outputs, or the first ``count`` of them, for all examples, each (examples, ...).
 
     Raises:
-        UsageError: the output is not of as many items as there are examples.
+        UsageError: an output is not of as many items as there are examples.
         OrtError: the model cannot be run.
     """
-    name, found = graph.outputs[0][0], []
+    names = [name for name, _ in graph.outputs[:count]]
+    found: list[list[np.ndarray]] = [[] for _ in names]
     size = calibration.batch_size(input_types(graph), len(examples))
     with running(graph) as runner:
         for feeds in examples.batches(size):
-            answer = runner.run(feeds)[name]
-            if size == 1 and answer.shape[:1] != (1,):
-                answer = answer[None]
-            if answer.shape[:1] != (size,):
-                raise UsageError(f"output {name} of {size} examples has the shape {answer.shape}")
-            found.append(answer)
-    return np.concatenate(found)[: len(examples)]
+            answers = runner.run(feeds)
+            for name, mine in zip(names, found, strict=True):
+                answer = answers[name]
+                if size == 1 and answer.shape[:1] != (1,):
+                    answer = answer[None]
+                if answer.shape[:1] != (size,):
+                    what = f"output {name} of {size} examples has the shape {answer.shape}"
+                    raise UsageError(what)
+                mine.append(answer)
+    return [np.concatenate(mine)[: len(examples)] for mine in found]
 
 
 def _values(cls: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,14 +14,16 @@ from pwopt import approximation, driver
 from pwopt.approximation import Judge, Loss
 from pwopt.calibration import Calibration
 from pwopt.errors import UsageError
-from pwopt.ir.graph import Graph, Node
+from pwopt.ir.extraction import extract
+from pwopt.ir.graph import Graph, Node, Value
 from pwopt.lossy import Examples, load_examples
 from pwopt.pipeline import nearest
 
 MODES = ("feature-extraction", "finetune")
-_RATES = {"feature-extraction": 3e-3, "finetune": 5e-4}  # peaks of the learning rate
+_RATES = {"feature-extraction": 1e-2, "finetune": 5e-4}  # peaks of the learning rate
 _HELD_OUT = 0.1  # of the examples
 _SOFTMAX = ("Softmax", "LogSoftmax")
+_MAX_CACHED_BYTES = 2 << 30  # of features in front of the trained layers
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,14 @@ def recover(
     from pwopt.training.recover import recover as train
 
     chosen = _chosen(graph, options)
-    scored = _scores_first(graph)
     kept, held_out = examples.split(1 - _HELD_OUT, _HELD_OUT, seed=options.seed)
     original = graph if teacher is None else driver.read(teacher, input_shapes)[0]
     judge = Judge(original, held_out)
-    progress("running the teacher" if teacher is not None else "preparing")
-    taught, judging = (
-        _taught(each, None if teacher is None else original) for each in (kept, held_out)
-    )
-    module = GraphModule(scored, None if chosen is None else lambda n: n.name in chosen)
+    part = Part(graph, chosen, len(examples))
+    master = None if teacher is None else original
+    progress("running what stays as it is, and the teacher")
+    taught, judging = (_taught(part, each, master) for each in (kept, held_out))
+    module = GraphModule(part.graph, None if chosen is None else lambda n: n.name in chosen)
     rate = options.rate or _RATES[options.mode]
     schedule = Schedule(
         options.epochs, options.batch, rate, seed=options.seed, threads=options.threads
@@ -182,8 +183,7 @@ def recover(
         key=key,
         progress=progress,
     )
-    trained = module.to_graph()
-    made = _with_outputs(trained, graph)
+    made = part.put_back(module.to_graph())
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     weights = [p for p in module.parameters() if p.requires_grad]
@@ -222,26 +222,91 @@ def _trainable(graph: Graph, chosen: Collection[str] | None) -> list[Node]:
     return [n for n in layers if chosen is None or n.name in chosen]
 
 
-def _scores_first(graph: Graph) -> Graph:
-    """The graph with class scores as its only output: the argument of a final softmax."""
-    made = graph.copy()
-    name, value = graph.outputs[0]
-    if value.node.is_op(*_SOFTMAX):
-        operand = graph.operand(value.node, 0)
-        assert operand is not None
-        name, value = f"{name} scores", operand
-    made.set_outputs([(name, value)])
-    return made
+class Part:
+    """The part of a network that training runs: what depends on trained weights.
+
+    What it reads of the rest does not change, and is computed once, where it fits into memory.
+
+    Attributes:
+        graph: the part; its only output are class scores, the argument of a final softmax.
+    """
+
+    def __init__(self, original: Graph, chosen: Collection[str] | None, examples: int) -> None:
+        """Cuts a network in front of the first trained nodes; None trains all."""
+        self._original = original
+        self.graph = original.copy()
+        name, scores = original.outputs[0]
+        if scores.node.is_op(*_SOFTMAX):
+            operand = original.operand(scores.node, 0)
+            assert operand is not None
+            name, scores = f"{name} scores", operand
+        self.graph.set_outputs([(name, scores)])
+        self.graph.erase_dead()
+        self._before: Graph | None = None
+        if chosen is not None:
+            self._cut(chosen, examples)
+
+    def inputs(self, examples: Calibration) -> tuple[np.ndarray, ...]:
+        """What the part reads, for all examples."""
+        if self._before is None:
+            arrays = list(examples.inputs.values())
+        else:
+            arrays = approximation.all_outputs(self._before, examples)
+        return tuple(np.ascontiguousarray(array, np.float32) for array in arrays)
+
+    def put_back(self, trained: Graph) -> Graph:
+        """The whole network with the weights of the trained part."""
+        made = self._original.copy()
+        nodes = {node.id: node for node in made.nodes()}
+        for node in trained.nodes():
+            twin = nodes.get(node.id)
+            if twin is None or node.is_constant or node.is_input:
+                continue
+            for old, new in zip(made.operands(twin), trained.operands(node), strict=True):
+                array, before = trained.constant_value(new), made.constant_value(old)
+                if array is None or before is None or np.array_equal(array, before):
+                    continue
+                assert old is not None
+                made.replace_uses(old, made.constant(array, old.name, old.node.origin))
+                made.erase(old.node)
+        return made
+
+    def _cut(self, chosen: Collection[str], examples: int) -> None:
+        whole, inside = self.graph, set[Node]()
+        for node in whole.topological():
+            operands = [v for v in whole.operands(node) if v is not None]
+            if node.name in chosen or any(v.node in inside for v in operands):
+                inside.add(node)
+        read = dict.fromkeys(
+            v
+            for node in whole.topological()
+            if node in inside
+            for v in whole.operands(node)
+            if v is not None and v.node not in inside and not v.node.is_constant
+        )
+        shapes = {v: _one_example(v) for v in read}
+        if any(shape is None for shape in shapes.values()):
+            return
+        samples = {v: np.zeros(shape, np.float32) for v, shape in shapes.items() if shape}
+        if sum(a.nbytes for a in samples.values()) * examples > _MAX_CACHED_BYTES:
+            return
+        self._before = whole.copy()
+        self._before.set_outputs([(f"features {i}", v) for i, v in enumerate(read)])
+        self._before.erase_dead()
+        self.graph = extract(whole, inside, samples)
 
 
-def _with_outputs(trained: Graph, graph: Graph) -> Graph:
-    """The trained weights behind all outputs of the graph."""
-    trained.set_outputs(graph.outputs)
-    return trained
+def _one_example(value: Value) -> tuple[int, ...] | None:
+    """The shape of a float32 value for a batch of one; None where it is not known."""
+    shape = value.tensor.shape
+    if not shape or value.tensor.dtype != "float32":
+        return None
+    sizes = tuple(d for d in shape[1:] if isinstance(d, int))
+    return (1, *sizes) if len(sizes) == len(shape) - 1 else None
 
 
-def _taught(examples: Calibration, teacher: Graph | None) -> Any:
-    """Examples with the teacher's class probabilities."""
+def _taught(part: Part, examples: Calibration, teacher: Graph | None) -> Any:
+    """Examples as the part reads them, with the teacher's class probabilities."""
     from pwopt.training.recover import Examples as Taught
 
     scores = None
@@ -251,8 +316,7 @@ def _taught(examples: Calibration, teacher: Graph | None) -> Any:
             raise UsageError(f"the teacher's first output is {found.shape[1:]}: no class scores")
         flat = found.reshape(len(found), -1).astype(np.float64)
         scores = approximation.log_probabilities(flat).astype(np.float32)
-    inputs = next(iter(examples.inputs.values()))
-    return Taught(np.ascontiguousarray(inputs, np.float32), examples.labels, scores)
+    return Taught(part.inputs(examples), examples.labels, scores)
 
 
 def _digest(model: str, examples: Calibration) -> str:

@@ -27,14 +27,21 @@ class Examples:
     """What is trained on, or judged by.
 
     Attributes:
-        inputs: (count, ...) float32.
+        inputs: of the module, each (count, ...) float32.
         labels: (count,) int64, or None.
         scores: (count, classes) the teacher's log-probabilities, or None.
     """
 
-    inputs: np.ndarray
+    inputs: tuple[np.ndarray, ...]
     labels: np.ndarray | None
     scores: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def batch(self, rows: np.ndarray) -> list[Tensor]:
+        """The inputs of some of the examples."""
+        return [torch.from_numpy(array[rows]) for array in self.inputs]
 
     def loss(self, scores: Tensor, rows: np.ndarray) -> Tensor:
         """The mean loss of class scores for some of the examples."""
@@ -86,7 +93,7 @@ def recover(
     Raises:
         UsageError: the checkpoint is of another training, or no checkpoint.
     """
-    trainer = Trainer(module, schedule, len(train.inputs))
+    trainer = Trainer(module, schedule, len(train))
     best, best_epoch = _held_out_loss(module, held_out), 0
     weights = copy.deepcopy(module.state_dict())
     if checkpoint is not None and checkpoint.exists():
@@ -95,8 +102,8 @@ def recover(
         best, best_epoch, weights = state["best"], state["best_epoch"], state["weights"]
         progress(f"going on after epoch {trainer.epoch}")
     while trainer.epoch < schedule.epochs and trainer.epoch - best_epoch < patience:
-        rows = batches(len(train.inputs), schedule.batch, trainer.generator)
-        pairs = ((torch.from_numpy(train.inputs[chosen]), chosen) for chosen in rows)
+        rows = batches(len(train), schedule.batch, trainer.generator)
+        pairs = ((train.batch(chosen), chosen) for chosen in rows)
         mean = trainer.run_epoch(pairs, train.loss)
         loss = _held_out_loss(module, held_out)
         if loss < best:
@@ -113,8 +120,8 @@ def recover(
 
 
 def _held_out_loss(module: GraphModule, examples: Examples) -> float:
-    scores = torch.from_numpy(predict(module, examples.inputs)).float()
-    return float(examples.loss(scores, np.arange(len(examples.inputs))))
+    scores = torch.from_numpy(predict(module, *examples.inputs)).float()
+    return float(examples.loss(scores, np.arange(len(examples))))
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
