@@ -109,12 +109,14 @@ class InsertBottlenecks(Pass):
             return by(model.build(plan)).by(by.metric) <= self.budget
 
         ordered = rank_choice.plans([layer.choices for layer in model.layers])
-        at = ordered.index(rank_choice.most_aggressive(ordered, fits))
-        for _ in range(_ATTEMPTS):
-            plan = model.without_losers(ordered[at])
+        found = rank_choice.most_aggressive(ordered, fits)
+        at = ordered.index(found)
+        step = max(1, (len(ordered) - 1 - at) // _ATTEMPTS)
+        refined = rank_choice.refined(found, [layer.choices for layer in model.layers], fits)
+        for each in (refined, *ordered[at::step][:_ATTEMPTS]):
+            plan = model.without_losers(each)
             if all(choice.keeps for choice in plan) or fits(plan, last):
                 return plan
-            at += max(1, (len(ordered) - 1 - at) // _ATTEMPTS)
         return model.unchanged
 
     def _layers(self, graph: Graph, context: Context) -> Iterator[Layer]:

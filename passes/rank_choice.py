@@ -89,3 +89,15 @@ def most_aggressive(ordered: Sequence[Plan], fits: Callable[[Plan], bool]) -> Pl
         else:
             low = middle + 1
     return ordered[high]
+
+
+def refined(plan: Plan, layers: Sequence[Sequence[Choice]], fits: Callable[[Plan], bool]) -> Plan:
+    """A plan that fits, with each layer in turn, the slowest first, as fast as still fits.
+
+    Prices rank layers by an estimate of their errors; here each is asked for itself.
+    """
+    for number in sorted(range(len(plan)), key=lambda i: -plan[i].us):
+        faster = [c for c in pareto(layers[number]) if c.us < plan[number].us]
+        tried = [(*plan[:number], c, *plan[number + 1 :]) for c in faster]
+        plan = most_aggressive([*tried, plan], fits)
+    return plan
