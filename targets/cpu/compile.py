@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from pwopt.hardware import Hardware
@@ -12,7 +13,7 @@ from pwopt.precision import Precision
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.bfloat16 import PAIR
 from pwopt.targets.cpu.fallback import TvmFallback
-from pwopt.targets.cpu.lowering import DTYPES, Lowering
+from pwopt.targets.cpu.lowering import DTYPES, Lowering, Rule
 from pwopt.targets.cpu.module import build_module, entry_name
 from pwopt.targets.cpu.plan import Plan, assign_offsets, pack_constants
 from pwopt.targets.cpu.rules import RULES
@@ -48,7 +49,8 @@ def compile_graph(
     hardware = precision.on(hardware)
     graph = _with_identities(graph)
     options = (hardware, threads, schedules, winograd, precision, max_growth)
-    lowered = _lower(graph, options)
+    fallback = TvmFallback(hardware, threads)
+    lowered = _lower(graph, lambda part: Lowering(part, *options), fallback)
     segments, plans, reasons, from_tvm = lowered
     for plan in plans:
         assign_offsets(plan)
@@ -90,13 +92,12 @@ def compile_graph(
 
 
 def _lower(
-    graph: Graph, options: tuple[Hardware, int, Schedules | None, str, Precision, float]
+    graph: Graph, prepare: Callable[[Graph], Lowering], fallback: Rule
 ) -> tuple[list[Segment], list[Plan], dict[Node, str], dict[Node, str]]:
     """Segments and the plans of the compiled ones; what cannot be lowered moves to the others.
 
     Then the nodes that ONNX Runtime runs, and those that TVM's own kernels compute, with reasons.
     """
-    fallback = TvmFallback(*options[:2])
     reasons = {n: r for n in graph.nodes() if (r := _not_static(graph, n)) is not None}
     while True:
         segments = partition(graph, reasons)
@@ -104,7 +105,7 @@ def _lower(
         for segment in segments:
             if not segment.compiled:
                 continue
-            lowering = Lowering(segment.graph, *options)
+            lowering = prepare(segment.graph)
             for node, reason in lowering.run(RULES, fallback).items():
                 rejected[segment.original[node]] = reason
             from_tvm.update((segment.original[n], r) for n, r in lowering.notes.items())

@@ -66,8 +66,6 @@ class Lowering:
 
     Attributes:
         schedules: that kernels get.
-        winograd: the tiles that convolutions may use: "off", "f2" or "auto".
-        max_growth: of packed weights over the graph's constants, by Winograd's algorithm.
         precision: number formats.
         plan: the steps so far.
         notes: of the nodes that the fallback was asked to lower, why no rule did.
@@ -84,6 +82,17 @@ class Lowering:
         precision: Precision = Precision(),  # noqa: B008 - it is immutable
         max_growth: float = math.inf,
     ) -> None:
+        """Prepares the lowering.
+
+        Args:
+            graph: is not changed.
+            hardware: the processor to generate code for.
+            threads: of one run.
+            schedules: tuned ones.
+            winograd: the tiles that convolutions may use: "off", "f2" or "auto".
+            precision: number formats; float32 where the processor lacks bfloat16.
+            max_growth: of packed weights over the graph's constants, by Winograd's algorithm.
+        """
         self.graph, self.hardware, self.threads = graph, precision.on(hardware), threads
         self.schedules, self.precision = schedules or Schedules(), precision
         model, sides = cost_model(self.hardware, precision), _SIDES[winograd]

@@ -207,6 +207,7 @@ class _Variant:
     """The graph, built with some schedules.
 
     Attributes:
+        schedules: those that differ from the rule's.
         plan: its steps as functions.
         us: of each step, once measured.
     """
@@ -221,7 +222,7 @@ class _Variant:
         precision: Precision,
     ) -> None:
         self._lowering = traced(graph, hardware, threads, schedules, precision)
-        self._tuned = schedules.tuned
+        self.schedules = schedules.tuned
         self.plan = machine(self._lowering.plan, self._lowering.hardware, threads)
         self.us: list[float] = []
 
@@ -231,10 +232,6 @@ class _Variant:
         for kernel, us in zip(self._lowering.kernels, self.us, strict=True):
             total[kernel] = total.get(kernel, 0.0) + us
         return total
-
-    def tried(self) -> Mapping[str, str]:
-        """The schedules that differ from the rule's."""
-        return self._tuned
 
 
 def _compare(rule: _Variant, variants: Sequence[_Variant], rounds: int) -> Iterator[Measurement]:
@@ -250,5 +247,5 @@ def _compare(rule: _Variant, variants: Sequence[_Variant], rounds: int) -> Itera
     base = rule.by_kernel()
     for variant in variants:
         for kernel, us in variant.by_kernel().items():
-            if kernel in base and (schedule := variant.tried().get(kernel)):
+            if kernel in base and (schedule := variant.schedules.get(kernel)):
                 yield Measurement(kernel, schedule, us / max(base[kernel], 1e-3), us)
