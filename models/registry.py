@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,34 @@ def entry(name: str) -> Entry:
             f"no model {name!r}{nearest(name, REGISTRY)}; `pwopt models list` shows all"
         )
     return REGISTRY[name]
+
+
+def measured(names: Iterable[str]) -> list[SuiteModel]:
+    """Reference networks as the benchmark takes them.
+
+    Args:
+        names: of networks, or of kinds of them: ``block``, ``network``, ``fashion``, ``suite``.
+
+    Raises:
+        UsageError: there is no such network.
+    """
+    kinds = {each.kind for each in REGISTRY.values()}
+    found: dict[str, Entry] = {}
+    for name in names:
+        group = [each for each in REGISTRY.values() if each.kind == name]
+        found.update((each.name, each) for each in (group if name in kinds else [entry(name)]))
+    return [_suite_model(each) for each in found.values()]
+
+
+def _suite_model(each: Entry) -> SuiteModel:
+    if each.kind == SUITE_KIND:
+        return SUITE[each.name]
+    build = functools.cache(each.build)
+
+    def picture(seed: int) -> np.ndarray:
+        return next(iter(each.inputs(build(), seed).values()))
+
+    return SuiteModel(each.name, each.summary, each.kind == FASHION, build, picture, "input")
 
 
 def parse(name: str, text: str, default: Any) -> Any:

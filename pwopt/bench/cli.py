@@ -24,7 +24,11 @@ app = typer.Typer(
 )
 
 NamesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Networks; all by default.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        help="Networks, or kinds of them: suite (the default), fashion, network, block.",
+        show_default=False,
+    ),
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
 RunsOption = Annotated[
@@ -266,6 +270,6 @@ def _build(sheet: Sheet, *, networks: bool, graphs: bool) -> None:
 
 
 def _chosen(names: list[str] | None) -> list[SuiteModel]:
-    from pwopt.models.suite import load_suite
+    from pwopt.models.registry import measured
 
-    return load_suite(names or None)
+    return measured(names or ["suite"])

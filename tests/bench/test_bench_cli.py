@@ -32,8 +32,8 @@ def test_the_suite_as_tables_json_and_picture(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["suite", "resnet51"], "no model resnet51 in the suite"),
-        (["memory", "resnet51"], "no model resnet51 in the suite"),
+        (["suite", "resnet51"], "no model 'resnet51'"),
+        (["memory", "resnet51"], "no model 'resnet51'"),
         (["passes", "resnet51"], "no network resnet51"),
         (["suite", "--plot", "a.pdf"], "must end in .svg or .png"),
         (["suite", "--precision", "fp16"], "fp16"),
