@@ -6,6 +6,7 @@ This module needs only TVM's small runtime, neither its compiler nor onnx.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -145,6 +146,11 @@ class Executable:
         self._segments = [
             _Compiled(self, s) if s.entry else _Runtime(self, s) for s in manifest.segments
         ]
+        # What an input usually is is told by two comparisons; whatever else is looked at closely.
+        self._inputs = [
+            (p, NUMPY_DTYPES.get(p.dtype or ""), None if p.shape is None else tuple(p.shape))
+            for p in manifest.inputs
+        ]
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -180,8 +186,11 @@ class Executable:
             UsageError: an input is missing, unknown, or of another dtype or shape.
         """
         values: dict[str, Any] = {}
-        for port in self.manifest.inputs:
-            if not port.optional or inputs.get(port.name) is not None:
+        for port, dtype, shape in self._inputs:
+            array = inputs.get(port.name)
+            if array.__class__ is np.ndarray and array.dtype == dtype and array.shape == shape:
+                values[port.key] = array
+            elif not port.optional or array is not None:
                 values[port.key] = _checked(port, inputs, self.manifest.inputs)
         if len(inputs) > len(self.manifest.inputs):
             unknown = sorted(set(inputs) - {p.name for p in self.manifest.inputs})
@@ -223,10 +232,11 @@ class _Compiled:
         self._function: Any = None  # looked up on first use, which is when code is made in memory
         self._constants = runtime.tensor(executable.constants)
         self._pool: list[tuple[Any, dict[str, np.ndarray]]] = []
-        self._outputs = [
-            (p.key, np.dtype(NUMPY_DTYPES[str(p.dtype)]), tuple(p.shape or ()))
-            for p in spec.outputs
-        ]
+        self._outputs = []
+        for port in spec.outputs:
+            dtype, shape = np.dtype(NUMPY_DTYPES[str(port.dtype)]), tuple(port.shape or ())
+            sizes = [size for size in shape if isinstance(size, int)]
+            self._outputs.append((port.key, dtype, shape, math.prod(sizes) * dtype.itemsize))
 
     def run(self, values: dict[str, Any]) -> None:
         if self._function is None:
@@ -241,10 +251,9 @@ class _Compiled:
             copies = {}
         inputs = [_bytes_of(values[p.key], copies, p.key) for p in self._spec.inputs]
         outputs = []
-        for key, dtype, shape in self._outputs:
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        for key, dtype, shape, size in self._outputs:
             raw = aligned(max(size, 1))
-            values[key] = raw[:size].view(dtype).reshape(shape)
+            values[key] = np.ndarray(shape, dtype, raw)
             outputs.append(runtime.tensor(raw))
         runtime.set_threads(self._executable.manifest.threads)
         self._function(workspace, self._constants, *inputs, *outputs)
@@ -294,7 +303,7 @@ def runs_here(machine: str) -> bool:
 def aligned(size: int) -> np.ndarray:
     """Fresh bytes that start on a cache line, with readable slack behind them."""
     raw = np.empty(size + ALIGNMENT + SLACK, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    start = -runtime.address(raw) % ALIGNMENT
     return raw[start : start + size]
 
 
@@ -305,12 +314,12 @@ def _bytes_of(array: np.ndarray, copies: dict[str, np.ndarray], key: str) -> Any
     which 40 are page faults).
     """
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if not flat.size or not flat.flags.writeable or not _fits(flat.ctypes.data, flat.size):
-        if key not in copies or copies[key].size < flat.size:
-            copies[key] = aligned(max(flat.size, 1))
-        copies[key][: flat.size] = flat
-        flat = copies[key][: max(flat.size, 1)]
-    return runtime.tensor(flat)
+    if flat.size and flat.flags.writeable and _fits(runtime.address(flat), flat.size):
+        return runtime.tensor(flat)
+    if key not in copies or copies[key].size < flat.size:
+        copies[key] = aligned(max(flat.size, 1))
+    copies[key][: flat.size] = flat
+    return runtime.tensor(copies[key][: max(flat.size, 1)])
 
 
 def _fits(address: int, size: int) -> bool:
