@@ -311,5 +311,5 @@ def _finish(graph: Graph, node: Node, value: Value, bias: np.ndarray | None) -> 
     operands = list(graph.operands(made))
     if bias is not None:
         operands[2:] = [graph.constant(_float32(bias))]
-    replace_node(graph, node, made.op, operands, made.attributes)
+    replace_node(graph, node, made.op, operands, made.attributes, name=made.name)
     graph.erase_dead([made])

@@ -33,6 +33,7 @@ def replace_node(
     absorbed: Sequence[Node] = (),
     domain: str = ONNX_DOMAIN,
     types: Sequence[Type] | None = None,
+    name: str = "",
 ) -> Node:
     """Puts a new operation in the place of ``node`` and removes what nothing reads any more.
 
@@ -45,6 +46,7 @@ def replace_node(
         absorbed: further nodes whose work the new one does; for the names that messages show.
         domain: its domain.
         types: its result types; those of ``node`` if left out.
+        name: of a node that has none.
 
     Returns:
         the new node.
@@ -57,7 +59,7 @@ def replace_node(
         domain=domain,
         types=node.types if types is None else types,
         names=node.names[: len(node.types if types is None else types)],
-        name=node.name,
+        name=node.name or name,
         origin=origin,
     )
     for index in range(min(len(node.types), len(new.types))):

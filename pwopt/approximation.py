@@ -227,7 +227,7 @@ def mark_new_layers(graph: Graph, before: Graph) -> None:
     """Notes in a model's metadata which convolutions and products ``before`` does not have."""
     old = set(before.nodes())
     made = [n for n in graph.nodes() if n not in old and n.is_op("Conv", "Gemm", "MatMul")]
-    names = [*new_layers(graph), *(n.name for n in made)]
+    names = [*dict.fromkeys([*new_layers(graph), *(n.name for n in made if n.name)])]
     properties = graph.metadata.get("properties", {})
     graph.metadata["properties"] = {**properties, NEW_LAYERS: json.dumps(names)}
 

@@ -319,6 +319,11 @@ def recover(
         seed=seed,
         threads=threads or len(os.sched_getaffinity(0)),
     )
+    if output.is_dir():
+        raise UsageError(f"--output {output}: is a folder; name a file")
+    checkpoint = checkpoint or output.with_name(output.name + ".checkpoint")
+    for file in (output, checkpoint):
+        file.parent.mkdir(parents=True, exist_ok=True)
     with _Progress(quiet) as progress:
         made = recovery.recover(
             model / "model.onnx" if model.is_dir() else model,
@@ -327,10 +332,11 @@ def recover(
             teacher=teacher,
             preprocessing=preprocessing,
             input_shapes=parse_shapes(input_shape),
-            checkpoint=checkpoint or output.with_name(output.name + ".checkpoint"),
+            checkpoint=checkpoint,
             progress=progress,
         )
         frontend.save(made.graph, output)
+        checkpoint.unlink(missing_ok=True)
     if json_:
         _print_json(made.to_json())
         return

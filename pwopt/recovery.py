@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,17 @@ from pwopt.approximation import Judge, Loss
 from pwopt.calibration import Calibration
 from pwopt.errors import UsageError
 from pwopt.ir.extraction import extract
-from pwopt.ir.graph import Graph, Node, Value
+from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Use, Value
+from pwopt.ir.internal import expand
 from pwopt.lossy import Examples, load_examples
 from pwopt.pipeline import nearest
+from pwopt.running import input_types
 
 MODES = ("feature-extraction", "finetune")
 _RATES = {"feature-extraction": 1e-2, "finetune": 5e-4}  # peaks of the learning rate
 _HELD_OUT = 0.1  # of the examples
 _SOFTMAX = ("Softmax", "LogSoftmax")
+_VIEWS = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze")  # that may stand behind it
 _MAX_CACHED_BYTES = 2 << 30  # of features in front of the trained layers
 
 
@@ -61,8 +65,10 @@ class RecoveryOptions:
         for name, value in {**numbers, "threads": self.threads}.items():
             if value < 1:
                 raise UsageError(f"{name} {value}: at least 1")
-        if self.rate is not None and not self.rate > 0:
-            raise UsageError(f"rate {self.rate:g}: it is positive")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UsageError(f"rate {self.rate:g}: it is positive and finite")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"seed {self.seed}: from 0 to 2**63 - 1")
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Recovered:
         epochs: that were run.
         best_epoch: whose weights these are; 0 for those from before.
         examples: that were trained on.
+        teacher: whether there was one.
         before, after: on held-out examples, against the teacher, or else the network from before.
     """
 
@@ -87,6 +94,7 @@ class Recovered:
     epochs: int
     best_epoch: int
     examples: int
+    teacher: bool
     before: Loss
     after: Loss
 
@@ -107,9 +115,9 @@ class Recovered:
         if self.before.accuracy_after is not None and self.after.accuracy_after is not None:
             step = f"{self.before.accuracy_after:.2%} -> {self.after.accuracy_after:.2%}"
             lines.append(f"accuracy    {step} on {count} held-out examples")
-            if self.after.accuracy_before is not None:
+            if self.teacher:
                 lines[-1] += f"; teacher {self.after.accuracy_before:.2%}"
-        if self.before.agreement is not None and self.after.agreement is not None:
+        if self.teacher:
             step = f"{self.before.agreement:.2%} -> {self.after.agreement:.2%}"
             lines.append(f"same class  {step} as the teacher, on {count} held-out examples")
         return "\n".join(lines)
@@ -135,44 +143,49 @@ def recover(
         teacher: the original network, whose class probabilities are to be met.
         preprocessing: of images and bytes.
         input_shapes: sizes for open dimensions, by input name.
-        checkpoint: a file that every epoch is saved to, and from which training goes on; it is
-            removed when training is done.
+        checkpoint: a file that every epoch is saved to, and from which training goes on. It stays:
+            who has saved the result removes it.
         progress: called with a few words at the start of each step.
 
     Raises:
-        UsageError: no PyTorch, no labels and no teacher, data that do not fit, layers that are not
-            there, or an operator that cannot be trained through.
+        UsageError: no PyTorch, no labels and no teacher, data or a teacher that do not fit, layers
+            that are not there, or an operator that cannot be trained through.
         FrontendError: a model cannot be read.
+        OrtError: a model cannot be run.
     """
     options = options or RecoveryOptions()
-    graph, source = driver.read(model, input_shapes)
+    graph = _standard(driver.read(model, input_shapes)[0])
+    if len(graph.inputs) != 1:
+        raise UsageError(
+            f"the model has {len(graph.inputs)} inputs; classifiers of one are trained"
+        )
+    chosen = _chosen(graph, options)
+    graph = _unshared(graph, chosen)
     progress("reading data")
     examples = load_examples(data, graph, preprocessing)
     if examples.labels is None and teacher is None:
         raise UsageError(
             "there is nothing to train against: give labels with the data, or --teacher"
         )
-    if len(graph.inputs) != 1:
-        raise UsageError(
-            f"the model has {len(graph.inputs)} inputs; classifiers of one are trained"
-        )
+    master = None if teacher is None else _standard(driver.read(teacher, input_shapes)[0])
+    _check_classes(graph, master, examples)
     from pwopt.training import GraphModule, Schedule
     from pwopt.training.recover import recover as train
 
-    chosen = _chosen(graph, options)
-    kept, held_out = examples.split(1 - _HELD_OUT, _HELD_OUT, seed=options.seed)
-    original = graph if teacher is None else driver.read(teacher, input_shapes)[0]
-    judge = Judge(original, held_out)
     part = Part(graph, chosen, len(examples))
-    master = None if teacher is None else original
+    module = GraphModule(part.graph, None if chosen is None else lambda n: n.name in chosen)
+    weights = [p for p in module.parameters() if p.requires_grad]
+    if not weights:
+        what = "the model" if chosen is None else ", ".join(sorted(chosen))
+        raise UsageError(f"{what}: no weights that the first output depends on")
+    kept, held_out = examples.split(1 - _HELD_OUT, _HELD_OUT, seed=options.seed)
+    judge = Judge(graph if master is None else master, held_out)
     progress("running what stays as it is, and the teacher")
     taught, judging = (_taught(part, each, master) for each in (kept, held_out))
-    module = GraphModule(part.graph, None if chosen is None else lambda n: n.name in chosen)
     rate = options.rate or _RATES[options.mode]
     schedule = Schedule(
         options.epochs, options.batch, rate, seed=options.seed, threads=options.threads
     )
-    key = f"{_digest(source.sha256 or str(graph), examples)} {options}"
     epochs, best = train(
         module,
         taught,
@@ -180,24 +193,67 @@ def recover(
         schedule,
         patience=options.patience,
         checkpoint=checkpoint,
-        key=key,
+        key=f"{_digest(graph, master, examples)} {options}",
         progress=progress,
     )
     made = part.put_back(module.to_graph())
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    weights = [p for p in module.parameters() if p.requires_grad]
     return Recovered(
         graph=made,
         options=options,
-        trained=tuple(n.label for n in _trainable(graph, chosen)),
+        trained=tuple(n.label for n in _trainable(part.graph, chosen)),
         parameters=sum(p.numel() for p in weights),
         epochs=epochs,
         best_epoch=best,
         examples=len(kept),
+        teacher=master is not None,
         before=judge(graph),
         after=judge(made),
     )
+
+
+def _standard(graph: Graph) -> Graph:
+    """The graph in ONNX's operators."""
+    if any(node.domain == KERNEL_DOMAIN for node in graph.nodes()):
+        return expand(graph)
+    return graph
+
+
+def _unshared(graph: Graph, chosen: Collection[str] | None) -> Graph:
+    """A copy in which the chosen nodes' weights are not those of others, too."""
+    graph = graph.copy()
+    if chosen is None:
+        return graph
+    for node in graph.nodes():
+        for slot, value in enumerate(graph.operands(node)):
+            if node.name not in chosen or value is None or not value.node.is_constant:
+                continue
+            if any(use.node.name not in chosen for use in graph.uses(value)):
+                own = graph.constant(value.node.attributes["value"], value.name, value.node.origin)
+                graph.replace_operand(Use(node, slot), own)
+    return graph
+
+
+def _check_classes(graph: Graph, teacher: Graph | None, examples: Calibration) -> None:
+    """Raises UsageError unless models and labels are about the same classes."""
+    count = _classes(graph, examples, "model")
+    if teacher is not None:
+        wanted, have = ([*input_types(each)] for each in (graph, teacher))
+        if wanted != have:
+            raise UsageError(f"the teacher's inputs are {have}, the model's {wanted}")
+        if (taught := _classes(teacher, examples, "teacher")) != count:
+            raise UsageError(f"the teacher has {taught} classes, the model {count}")
+    labels = examples.labels
+    if labels is not None and not 0 <= labels.min() <= labels.max() < count:
+        found = f"{labels.min()} to {labels.max()}"
+        raise UsageError(f"{examples.source}: labels are {found}; the model has {count} classes")
+
+
+def _classes(graph: Graph, examples: Calibration, who: str) -> int:
+    """How many class scores the first output has."""
+    found = approximation.outputs(graph, examples.take(1))
+    if found.ndim < 2 or found.shape[1] < 2 or found[0].size != found.shape[1]:
+        raise UsageError(f"the {who}'s first output is of {found.shape[1:]}: no class scores")
+    return int(found.shape[1])
 
 
 def _chosen(graph: Graph, options: RecoveryOptions) -> frozenset[str] | None:
@@ -235,12 +291,12 @@ class Part:
         """Cuts a network in front of the first trained nodes; None trains all."""
         self._original = original
         self.graph = original.copy()
-        name, scores = original.outputs[0]
+        self.graph.set_outputs(original.outputs[:1])
+        scores = original.outputs[0][1]
+        while scores.node.is_op(*_VIEWS):
+            scores = _first_operand(original, scores)
         if scores.node.is_op(*_SOFTMAX):
-            operand = original.operand(scores.node, 0)
-            assert operand is not None
-            name, scores = f"{name} scores", operand
-        self.graph.set_outputs([(name, scores)])
+            self.graph.replace_uses(scores, _first_operand(original, scores))
         self.graph.erase_dead()
         self._before: Graph | None = None
         if chosen is not None:
@@ -272,17 +328,21 @@ class Part:
         return made
 
     def _cut(self, chosen: Collection[str], examples: int) -> None:
-        whole, inside = self.graph, set[Node]()
+        whole, inside, moving = self.graph, set[Node](), set[Node]()
         for node in whole.topological():
             operands = [v for v in whole.operands(node) if v is not None]
+            if node.is_input or any(v.node in moving for v in operands):
+                moving.add(node)
             if node.name in chosen or any(v.node in inside for v in operands):
                 inside.add(node)
+        # What is the same for all examples is no feature.
+        still = {n for n in whole.nodes() if n not in moving and not n.is_constant}
         read = dict.fromkeys(
             v
             for node in whole.topological()
             if node in inside
             for v in whole.operands(node)
-            if v is not None and v.node not in inside and not v.node.is_constant
+            if v is not None and v.node in moving - inside
         )
         shapes = {v: _one_example(v) for v in read}
         if any(shape is None for shape in shapes.values()):
@@ -293,7 +353,16 @@ class Part:
         self._before = whole.copy()
         self._before.set_outputs([(f"features {i}", v) for i, v in enumerate(read)])
         self._before.erase_dead()
-        self.graph = extract(whole, inside, samples)
+        scores = whole.outputs[0][1]
+        self.graph = extract(whole, inside | still, samples)
+        self.graph.set_outputs([each for each in self.graph.outputs if each[1] == scores])
+        self.graph.erase_dead()
+
+
+def _first_operand(graph: Graph, value: Value) -> Value:
+    operand = graph.operand(value.node, 0)
+    assert operand is not None
+    return operand
 
 
 def _one_example(value: Value) -> tuple[int, ...] | None:
@@ -312,17 +381,21 @@ def _taught(part: Part, examples: Calibration, teacher: Graph | None) -> Any:
     scores = None
     if teacher is not None:
         found = approximation.outputs(teacher, examples)
-        if found.ndim < 2 or found[0].size != found.shape[1] or found.shape[1] < 2:
-            raise UsageError(f"the teacher's first output is {found.shape[1:]}: no class scores")
         flat = found.reshape(len(found), -1).astype(np.float64)
         scores = approximation.log_probabilities(flat).astype(np.float32)
-    return Taught(part.inputs(examples), examples.labels, scores)
+    labels = None if examples.labels is None else examples.labels.astype(np.int64)
+    return Taught(part.inputs(examples), labels, scores)
 
 
-def _digest(model: str, examples: Calibration) -> str:
-    """What a checkpoint belongs to: the model and the data."""
-    found = hashlib.sha256(model.encode())
-    for array in (*examples.inputs.values(), examples.labels):
+def _digest(model: Graph, teacher: Graph | None, examples: Calibration) -> str:
+    """What a checkpoint belongs to: the models and the data."""
+    found = hashlib.sha256()
+    arrays = [*examples.inputs.values(), examples.labels]
+    for graph in (model, teacher):
+        found.update(str(graph).encode())
+        if graph is not None:
+            arrays += [n.attributes["value"] for n in graph.topological() if n.is_constant]
+    for array in arrays:
         if array is not None:
             found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

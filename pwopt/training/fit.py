@@ -56,6 +56,7 @@ class Trainer:
         self.module, self._schedule, self.epoch = module, schedule, 0
         self.generator = torch.Generator().manual_seed(schedule.seed)
         steps = schedule.epochs * max(1, examples // schedule.batch)
+        steps = max(5, steps)  # with 4, the rise takes no step, and OneCycleLR divides by zero
         self._optimizer = torch.optim.AdamW(_groups(module, schedule.decay), lr=schedule.rate)
         self._cycle = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, schedule.rate, total_steps=steps, pct_start=0.25

@@ -44,8 +44,8 @@ class Examples:
         return [torch.from_numpy(array[rows]) for array in self.inputs]
 
     def loss(self, scores: Tensor, rows: np.ndarray) -> Tensor:
-        """The mean loss of class scores for some of the examples."""
-        parts = []
+        """The mean loss of class scores (rows, classes, 1...) for some of the examples."""
+        scores, parts = scores.flatten(1), []
         if self.scores is not None:
             taught = torch.from_numpy(self.scores[rows]) / TEMPERATURE
             parts.append(
@@ -133,9 +133,12 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 def _load(path: Path, key: str) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: Any = torch.load(path, weights_only=True)
     except Exception as error:
         raise UsageError(f"{path}: no checkpoint: {type(error).__name__}") from error
-    if state.get("key") != key:
+    if not isinstance(state, dict) or "key" not in state:
+        raise UsageError(f"{path}: no checkpoint of recover")
+    if state["key"] != key:
         raise UsageError(f"{path}: of another training; remove it, or name another --checkpoint")
-    return state
+    found: dict[str, Any] = state
+    return found
