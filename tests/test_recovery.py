@@ -162,6 +162,7 @@ def test_without_torch_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "torch", None)
     data, model = pictures(), tmp_path / "m.onnx"
     onnx.save(network(), model)
+    assert data.labels is not None
     np.savez(tmp_path / "d.npz", input=data.inputs["input"], labels=data.labels)
     arguments = ["--data", str(tmp_path / "d.npz"), "--mode", "finetune", "-q"]
     out = ["-o", str(tmp_path / "out.onnx")]

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwopt.passes.rank_choice import Choice, Plan, most_aggressive, pareto, plans
+from pwopt.passes.rank_choice import Choice, Plan, most_aggressive, pareto, plans, refined
 
 numbers = st.integers(0, 12)
 lossy = st.builds(Choice, st.integers(1, 99), st.just(None), numbers.map(float), numbers.map(float))
@@ -95,3 +95,22 @@ def test_bisection_finds_the_most_aggressive_plan_that_fits(count: int, first: i
 
     assert most_aggressive(ordered, fits) == ordered[min(first, count - 1)]
     assert len(asked) <= count.bit_length()
+
+
+@settings(max_examples=200)
+@given(layers(), st.lists(st.floats(0, 3), min_size=3, max_size=3), st.floats(0, 60), st.data())
+def test_no_layer_of_a_refined_plan_has_a_faster_choice_that_fits(
+    choices: list[list[Choice]], weights: list[float], budget: float, data: st.DataObject
+) -> None:
+    def fits(plan: Plan) -> bool:
+        # Layers weigh otherwise than their estimated errors say.
+        return sum(w * c.error for w, c in zip(weights, plan, strict=False)) <= budget
+
+    begun = data.draw(st.sampled_from([plan for plan in plans(choices) if fits(plan)]))
+    found = refined(begun, choices, fits)
+    assert fits(found)
+    assert us(found) <= us(begun)
+    for number, layer in enumerate(choices):
+        for choice in layer:
+            other = (*found[:number], choice, *found[number + 1 :])
+            assert choice.us >= found[number].us or not fits(other)
