@@ -290,7 +290,9 @@ def recover(
         list[str] | None, typer.Option(metavar="NODE", help="Layers to train, not the new ones.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="At most.")] = 10,
-    patience: Annotated[int, typer.Option(help="Epochs without gain on held-out examples.")] = 3,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without gain on held-out examples, in the second half.")
+    ] = 3,
     rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
     batch: Annotated[int, typer.Option(help="Examples a step.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the split and the order.")] = 0,

@@ -38,7 +38,7 @@ class RecoveryOptions:
         mode: "feature-extraction" trains the layers that lossy passes put in, "finetune" all.
         layers: names of the nodes to train in the place of those.
         epochs: at most.
-        patience: epochs without a better held-out loss, after which it ends.
+        patience: epochs without a better held-out loss, in the second half, after which it ends.
         rate: peak of the learning rate; by mode if left out.
         batch: examples a step.
         seed: of the split and of the order.

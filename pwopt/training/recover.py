@@ -82,7 +82,8 @@ def recover(
         train: examples.
         held_out: other examples.
         schedule: epochs at most, batch, learning rate, seed.
-        patience: epochs without a better held-out loss, after which it ends.
+        patience: epochs without a better held-out loss, after which it ends; counted from the
+            middle on, because the cycle's high rates cost accuracy before they bring any.
         checkpoint: a file that every epoch is saved to, and from which it goes on.
         key: what the checkpoint must belong to.
         progress: told the losses after each epoch.
@@ -101,7 +102,8 @@ def recover(
         trainer.restore(state["trainer"])
         best, best_epoch, weights = state["best"], state["best_epoch"], state["weights"]
         progress(f"going on after epoch {trainer.epoch}")
-    while trainer.epoch < schedule.epochs and trainer.epoch - best_epoch < patience:
+    middle = schedule.epochs // 2
+    while trainer.epoch < schedule.epochs and trainer.epoch - max(best_epoch, middle) < patience:
         rows = batches(len(train), schedule.batch, trainer.generator)
         pairs = ((train.batch(chosen), chosen) for chosen in rows)
         mean = trainer.run_epoch(pairs, train.loss)
