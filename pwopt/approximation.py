@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -125,6 +126,16 @@ class Approximation:
     fitted: int
     searched: int
     layers: tuple[LayerChange, ...]
+
+    @property
+    def uncertainty(self) -> float | None:
+        """How far a count of examples leaves a loss of the budget's size open: two standard errors.
+
+        None for metrics that are no shares of examples, and where the budget leaves nothing open.
+        """
+        if self.metric not in ("accuracy", "agreement") or not 0 < self.budget < 1:
+            return None
+        return 2.0 * math.sqrt(self.budget * (1.0 - self.budget) / self.loss.examples)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Approximation:

@@ -330,6 +330,9 @@ def _approximation_lines(made: Approximation) -> list[str]:
     if loss.accuracy_before is not None and loss.accuracy_after is not None:
         parts.insert(0, f"accuracy {loss.accuracy_before:.1%} -> {loss.accuracy_after:.1%}")
     lines.append(f"            {', '.join(parts)} on {loss.examples} held-out examples")
+    if made.uncertainty is not None and made.uncertainty > made.budget:
+        told = f"a loss of {made.budget:g} only to within {made.uncertainty:.2g}: give more"
+        lines.append(f"warning     {loss.examples} held-out examples tell {told}")
     if made.random:
         lines.append("            accuracy unknown: no calibration data (--calibration)")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pwopt.approximation import Judge, Loss
+from pwopt.approximation import Approximation, Judge, Loss
 from pwopt.calibration import Calibration
 from pwopt.errors import UsageError
 from pwopt.ir.graph import Graph
@@ -117,3 +117,20 @@ def test_outputs_without_a_first_axis_for_examples() -> None:
     mixed = identity(2, 3, op="ReduceSum", keepdims=1)
     with pytest.raises(UsageError, match=r"of 2 examples has the shape \(1, 1\)"):
         Judge(mixed, Calibration({"x": SCORES}))
+
+
+@pytest.mark.parametrize(
+    ("metric", "budget", "examples", "expected"),
+    [
+        ("accuracy", 0.1, 36, 0.1),
+        ("agreement", 0.01, 396, 0.01),
+        ("accuracy", 0.0, 36, None),
+        ("l2", 0.1, 36, None),
+    ],
+)
+def test_what_so_many_examples_leave_open(
+    metric: str, budget: float, examples: int, expected: float | None
+) -> None:
+    loss = Loss(0.0, examples=examples)
+    made = Approximation("insert-bottlenecks", budget, metric, loss, "arrays", False, 1, 1, ())
+    assert made.uncertainty == (None if expected is None else pytest.approx(expected))

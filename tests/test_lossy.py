@@ -74,6 +74,8 @@ def test_a_folder_and_its_report(model: str, data: str, tmp_path: Path, capsys: 
     assert "lossy       insert-bottlenecks{budget=0.05}: " in shown
     assert f"on {made['loss']['examples']} held-out examples" in shown
     assert "accuracy unknown" not in shown
+    few = made["loss"]["examples"]
+    assert f"warning     {few} held-out examples tell a loss of 0.05 only to within 0." in shown
 
 
 def test_without_data_accuracy_is_unknown(model: str, tmp_path: Path, capsys: Capture) -> None:
