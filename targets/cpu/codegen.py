@@ -23,9 +23,8 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu import bfloat16
-from pwopt.targets.cpu.views import View as View
-
-SLACK_BYTES = 64
+from pwopt.targets.plan import SLACK_BYTES as SLACK_BYTES
+from pwopt.targets.views import View as View
 
 Expr = Any  # a TIR expression or a Python number
 

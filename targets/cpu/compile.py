@@ -13,13 +13,14 @@ from pwopt.precision import Precision
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.bfloat16 import PAIR
 from pwopt.targets.cpu.fallback import TvmFallback
-from pwopt.targets.cpu.lowering import DTYPES, Lowering, Rule
+from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
-from pwopt.targets.cpu.plan import Plan, assign_offsets, pack_constants
 from pwopt.targets.cpu.rules import RULES
 from pwopt.targets.cpu.schedules import Schedules
 from pwopt.targets.executable import Executable, Manifest, Port, SegmentSpec
+from pwopt.targets.lowering import DTYPES, Rule
 from pwopt.targets.partition import Segment, partition, value_key
+from pwopt.targets.plan import Plan, assign_offsets, pack_constants
 
 _WEIGHTS = {"float32": "fp32", BFLOAT16: "bf16", PAIR: "bf16 products", "int8": "int8"}
 

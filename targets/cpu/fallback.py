@@ -27,10 +27,11 @@ from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Opaque, Value
 from pwopt.ir.types import TensorType
 from pwopt.targets.cpu.codegen import target
 from pwopt.targets.cpu.fallback_ops import refusal
-from pwopt.targets.cpu.lowering import Lowering, Unsupported, memory_dtype, static_shape
-from pwopt.targets.cpu.plan import Pointer, Tensor, place
+from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.tvm_functions import Function, calls_packed, from_tvm
-from pwopt.targets.cpu.views import View
+from pwopt.targets.lowering import Unsupported, memory_dtype, static_shape
+from pwopt.targets.plan import Pointer, Tensor, place
+from pwopt.targets.views import View
 
 MOST_MACS = 1 << 24  # of a convolution or product; TVM's loops for them are 10x off the peak
 MOST_CONSTANT_BYTES = 1 << 22  # of a node's constants, which TVM copies and folds

@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu import codegen
-from pwopt.targets.cpu.plan import Buffer, Plan, Pointer
+from pwopt.targets.plan import SLACK_BYTES, Buffer, Plan, Pointer, Step
 
 
 def build_module(
@@ -35,7 +35,7 @@ def build_module(
             if step.key not in names:
                 name = f"k{len(names)}_{step.kernel_name}"
                 names[step.key] = name
-                module[name] = step.make()
+                module[name] = _function(step)
         calls = [module.get_global_var(names[s.key]) for s in plan.steps]
         module[entry_name(index)] = _entry(plan, constant_bytes, entry_name(index), calls)
     return codegen.build(module, codegen.target(hardware, threads))
@@ -46,6 +46,14 @@ def entry_name(index: int) -> str:
     return f"pwopt_run_{index}"
 
 
+def _function(step: Step) -> tvm.tirx.PrimFunc:
+    """The kernel that a step calls."""
+    if step.shares and step.in_place is not None:
+        with codegen.in_place(*step.in_place):
+            return step.make()
+    return step.make()
+
+
 def _entry(plan: Plan, constant_bytes: int, name: str, calls: Sequence[Any]) -> tvm.tirx.PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
@@ -54,7 +62,7 @@ def _entry(plan: Plan, constant_bytes: int, name: str, calls: Sequence[Any]) -> 
         def flat(name: str, size: int) -> Any:
             return T.arg(name, T.buffer((max(size, 1),), "uint8"))
 
-        workspace = flat("workspace", max(plan.workspace_bytes, codegen.SLACK_BYTES))
+        workspace = flat("workspace", max(plan.workspace_bytes, SLACK_BYTES))
         constants = flat("constants", constant_bytes)
         inputs = [flat(f"input{i}", b.bytes) for i, (_, b, _) in enumerate(plan.inputs)]
         outputs = [flat(f"output{i}", b.bytes) for i, (_, b, _) in enumerate(plan.outputs)]

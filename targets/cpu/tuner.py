@@ -18,10 +18,10 @@ from pwopt.errors import TuningError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
 from pwopt.precision import Precision
-from pwopt.targets.cpu.plan import Plan
 from pwopt.targets.cpu.profile import MachineLostError, TimedPlan, fastest, traced
 from pwopt.targets.cpu.schedules import AnySchedule, Schedules, machine_key
 from pwopt.targets.database import Measurement, TuningDatabase
+from pwopt.targets.plan import Plan
 
 Machine = Callable[[Plan, Hardware, int], TimedPlan]  # builds a plan where it will be measured
 

@@ -18,7 +18,7 @@ from tvm import s_tir, tirx
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu import codegen
 from pwopt.targets.cpu.kernels import loops
-from pwopt.targets.cpu.views import itemsize
+from pwopt.targets.views import itemsize
 
 FEW = 4  # elements along an axis that is not worth a vector loop
 

@@ -23,7 +23,7 @@ from pwopt.passes import (
     rewriting,
     tails,
 )
-from pwopt.targets.cpu import plan
+from pwopt.targets import plan
 from tests.fuzz import blocks, families, layers
 from tests.fuzz.checking import Machine, check_compiled, check_export, optimized, oracle
 from tests.fuzz.generator import EVERYTHING, Example, networks

@@ -12,9 +12,9 @@ import numpy as np
 
 import pwopt
 from pwopt.targets import executable as executables
+from pwopt.targets import plan as planning
 from pwopt.targets.cpu import compile as compiler
-from pwopt.targets.cpu import plan as planning
-from pwopt.targets.cpu.plan import ALIGNMENT, Plan
+from pwopt.targets.plan import ALIGNMENT, Plan
 
 GUARD_BYTES = 256  # on either side of an allocation, and between buffers that lie apart
 POISONS = (0xFF, 0x7B)  # of a run each: NaN, and 1.3e36, in every element

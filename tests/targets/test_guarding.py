@@ -12,7 +12,7 @@ from pwopt.hardware import AVX2
 from pwopt.models.builder import ModelBuilder
 from pwopt.targets.cpu import codegen
 from pwopt.targets.cpu.module import build_module
-from pwopt.targets.cpu.plan import Plan
+from pwopt.targets.plan import Plan
 from tests.targets.guarding import OverrunError, compile_guarded
 from tests.targets.lowering_helpers import normal
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pwopt.targets.cpu.codegen import SLACK_BYTES
-from pwopt.targets.cpu.plan import (
+from pwopt.targets.plan import (
     ALIGNMENT,
     Buffer,
     Plan,
@@ -22,7 +22,7 @@ from pwopt.targets.cpu.plan import (
     pack_constants,
     place,
 )
-from pwopt.targets.cpu.views import View
+from pwopt.targets.views import View
 
 
 def nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pwopt.targets.cpu.views import View, channels_last, image
+from pwopt.targets.views import View, channels_last, image
 
 EXTENTS = st.sampled_from((1, 1, 2, 3, 4))
 

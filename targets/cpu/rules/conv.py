@@ -27,16 +27,7 @@ from pwopt.targets.cpu.kernels.winograd_tiling import (
     workspace_bytes,
 )
 from pwopt.targets.cpu.kernels.winograd_transforms import transforms_safely
-from pwopt.targets.cpu.lowering import (
-    FEW_CHANNELS,
-    Lowering,
-    Rule,
-    Unsupported,
-    image_tensor,
-    require_float,
-    static_shape,
-)
-from pwopt.targets.cpu.plan import Buffer, Pointer, Tensor, place
+from pwopt.targets.cpu.lowering import FEW_CHANNELS, Lowering
 from pwopt.targets.cpu.rules import bf16
 from pwopt.targets.cpu.rules.weights import (
     bias_and_extras,
@@ -44,7 +35,9 @@ from pwopt.targets.cpu.rules.weights import (
     packed_weights,
     weight_dtype,
 )
-from pwopt.targets.cpu.views import channels_last, image
+from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
+from pwopt.targets.plan import Buffer, Pointer, Tensor, place
+from pwopt.targets.views import channels_last, image
 
 
 def convolution(lowering: Lowering, node: Node) -> None:

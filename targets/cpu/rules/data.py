@@ -8,9 +8,10 @@ import numpy as np
 
 from pwopt.ir.graph import Node, Value
 from pwopt.targets.cpu.kernels.copy import copy, fill
-from pwopt.targets.cpu.lowering import Lowering, Unsupported, element_type, static_shape
-from pwopt.targets.cpu.plan import Tensor, place
-from pwopt.targets.cpu.views import View, channels_last
+from pwopt.targets.cpu.lowering import Lowering
+from pwopt.targets.lowering import Unsupported, element_type, static_shape
+from pwopt.targets.plan import Tensor, place
+from pwopt.targets.views import View, channels_last
 
 
 def identity(lowering: Lowering, node: Node) -> None:

@@ -6,9 +6,10 @@ from pwopt.ir.graph import KERNEL_DOMAIN, Node
 from pwopt.ir.program import BINARY, PARAMETERS, UNARY, Instruction, Program
 from pwopt.targets.cpu.kernels.map import map_kernel
 from pwopt.targets.cpu.kernels.resize import repeated, split
-from pwopt.targets.cpu.lowering import Lowering, Rule, Unsupported, require_float, static_shape
-from pwopt.targets.cpu.plan import Tensor, place
-from pwopt.targets.cpu.views import channels_last
+from pwopt.targets.cpu.lowering import Lowering
+from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
+from pwopt.targets.plan import Tensor, place
+from pwopt.targets.views import channels_last
 
 
 def map_(lowering: Lowering, node: Node) -> None:

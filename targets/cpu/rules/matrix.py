@@ -10,14 +10,7 @@ import numpy as np
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.kernels.gemm import gemm, gemm_geometry, matmul, matmul_geometry, pack_gemm
-from pwopt.targets.cpu.lowering import (
-    Lowering,
-    Rule,
-    Unsupported,
-    require_float,
-    static_shape,
-)
-from pwopt.targets.cpu.plan import Tensor, place
+from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules import bf16
 from pwopt.targets.cpu.rules.weights import (
     bias_and_extras,
@@ -25,6 +18,8 @@ from pwopt.targets.cpu.rules.weights import (
     packed_weights,
     weight_dtype,
 )
+from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
+from pwopt.targets.plan import Tensor, place
 
 
 def linear(lowering: Lowering, node: Node) -> None:

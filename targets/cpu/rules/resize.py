@@ -6,15 +6,9 @@ import numpy as np
 
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Value
 from pwopt.targets.cpu.kernels import resize as kernels
-from pwopt.targets.cpu.lowering import (
-    Lowering,
-    Rule,
-    Unsupported,
-    image_tensor,
-    require_float,
-    static_shape,
-)
-from pwopt.targets.cpu.plan import Pointer, place
+from pwopt.targets.cpu.lowering import Lowering
+from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
+from pwopt.targets.plan import Pointer, place
 
 
 def resize(lowering: Lowering, node: Node) -> None:

@@ -20,16 +20,10 @@ from pwopt.ir.graph import Node
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.geometry import Geometry, Window
-from pwopt.targets.cpu.lowering import (
-    Lowering,
-    Rule,
-    Unsupported,
-    image_tensor,
-    require_float,
-    static_shape,
-)
-from pwopt.targets.cpu.plan import Tensor, place
+from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules.weights import packed_weights
+from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
+from pwopt.targets.plan import Tensor, place
 
 
 @dataclass(frozen=True)

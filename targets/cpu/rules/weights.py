@@ -11,8 +11,8 @@ from pwopt.ir.graph import Node, Value
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.bfloat16 import PAIR, PAIRS
 from pwopt.targets.cpu.lowering import Lowering
-from pwopt.targets.cpu.plan import Pointer
-from pwopt.targets.cpu.views import View
+from pwopt.targets.plan import Pointer
+from pwopt.targets.views import View
 
 
 def bias_and_extras(lowering: Lowering, node: Node) -> tuple[Value | None, list[Value]]:

@@ -14,16 +14,10 @@ from pwopt.targets.cpu.kernels.norm import local_response, mean_variance
 from pwopt.targets.cpu.kernels.pool import PoolAxis, pool
 from pwopt.targets.cpu.kernels.reduce import REDUCTIONS, reduce
 from pwopt.targets.cpu.kernels.softmax import softmax
-from pwopt.targets.cpu.lowering import (
-    Lowering,
-    Rule,
-    Unsupported,
-    image_tensor,
-    require_float,
-    static_shape,
-)
-from pwopt.targets.cpu.plan import place
-from pwopt.targets.cpu.views import channels_last
+from pwopt.targets.cpu.lowering import Lowering
+from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
+from pwopt.targets.plan import place
+from pwopt.targets.views import channels_last
 
 
 def pooling(lowering: Lowering, node: Node) -> None:

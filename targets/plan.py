@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pwopt.targets.cpu.codegen import SLACK_BYTES, in_place
-from pwopt.targets.cpu.views import View
+from pwopt.targets.views import View
 
 ALIGNMENT = 64  # bytes; every pointer that a kernel gets
+SLACK_BYTES = 64  # that kernels may read past the end of any buffer
 
 
 @dataclass(eq=False)
@@ -112,10 +112,7 @@ class Step:
         return (self.factory, self.arguments, self.keywords, shared)
 
     def make(self) -> Any:
-        """The kernel's function."""
-        if self.shares and self.in_place is not None:
-            with in_place(*self.in_place):
-                return self.factory(*self.arguments, **dict(self.keywords))
+        """What the factory makes of the arguments."""
         return self.factory(*self.arguments, **dict(self.keywords))
 
     @property

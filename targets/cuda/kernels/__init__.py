@@ -1,0 +1,1 @@
+"""Kernel templates of the CUDA target."""

@@ -1,0 +1,1 @@
+"""Lowering rules of the CUDA target, by domain and operator."""
