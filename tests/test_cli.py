@@ -11,6 +11,7 @@ import pytest
 
 import pwopt
 from pwopt import cli, hardware
+from pwopt.cli.options import parse_shapes
 from pwopt.errors import UsageError
 from pwopt.models import blocks
 
@@ -197,7 +198,7 @@ def test_help_goes_to_stdout(capsys: Capture) -> None:
 
 
 def test_parse_shapes() -> None:
-    assert cli.parse_shapes(["a:b:1x2", "c:7"]) == {"a:b": (1, 2), "c": (7,)}
+    assert parse_shapes(["a:b:1x2", "c:7"]) == {"a:b": (1, 2), "c": (7,)}
     for text in ("a", "a:", "a:1x", "a:0x2", ":1x2", "a:-1", "a:1,2"):
         with pytest.raises(UsageError, match="write NAME:1x3x224x224"):
-            cli.parse_shapes([text])
+            parse_shapes([text])

@@ -1,0 +1,60 @@
+"""``pwopt compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pwopt.cli.console import Progress, console, print_json
+from pwopt.cli.options import (
+    JsonOption,
+    ModelArgument,
+    QuietOption,
+    ShapeOption,
+    ThreadsOption,
+    parse_shapes,
+)
+
+
+def compare(
+    model: ModelArgument,
+    compiled: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|EXE",
+            help="What `pwopt optimize` wrote, or its model.so.",
+            show_default=False,
+        ),
+    ],
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="Samples per contender; default: about ten seconds.")
+    ] = None,
+    threads: ThreadsOption = 1,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="onnxruntime (always there), openvino, openvino-bf16; comma-separated."),
+    ] = None,
+    input_shape: ShapeOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Measures what was compiled against ONNX Runtime on MODEL, interleaved."""
+    from pwopt.comparison import compare as measure
+
+    names = [n.strip() for each in baseline or ["onnxruntime"] for n in each.split(",")]
+    with Progress(quiet) as progress:
+        progress("measuring")
+        table = measure(
+            model,
+            compiled,
+            runs=runs,
+            threads=threads,
+            baselines=names,
+            input_shapes=parse_shapes(input_shape),
+        )
+    if json_:
+        print_json(table.to_json())
+    else:
+        console().print(table.render())
