@@ -63,6 +63,7 @@ class Lowering(ABC):
         self._copies: dict[tuple[Any, ...], Tensor] = {}
         self._constants: dict[Any, Buffer] = {}
         self._node: Node | None = None
+        self._also: tuple[Node, ...] = ()  # what the present node's kernel computes besides
         for node in graph.inputs:
             buffer = self._external("input", node.out, len(self.plan.inputs))
             self.plan.inputs.append((node.names[0], buffer, dense_view(node.out)))
@@ -92,8 +93,8 @@ class Lowering(ABC):
     def begin(self, node: Node, *, fallback: bool = False) -> None:
         """Called before a node is lowered by its rule, or by the fallback."""
 
-    def end(self, node: Node, steps: Sequence[Step]) -> None:
-        """Called after a node was lowered to these steps."""
+    def end(self, nodes: Sequence[Node], steps: Sequence[Step]) -> None:
+        """Called after a node, with those that its kernel computes besides, became these steps."""
 
     def finish(self) -> None:
         """Called when every node is lowered and the outputs are written."""
@@ -113,11 +114,12 @@ class Lowering(ABC):
             The nodes that could not be lowered, with the reasons.
         """
         rejected: dict[Node, str] = {}
+        done: set[Node] = set()
         for node in self.graph.topological():
-            if node.is_input or node.is_constant:
+            if node.is_input or node.is_constant or node in done:
                 continue
             rule = rules.get((node.domain, node.op))
-            self._node = node
+            self._node, self._also = node, ()
             self.begin(node)
             reason = self._attempt(rule, node, f"no kernel for {node.op}")
             if reason and fallback is not None:
@@ -128,6 +130,7 @@ class Lowering(ABC):
             if reason:
                 rejected[node] = reason
                 self._stand_in(node)
+            done.update(self._also)
         self._node = None
         if not rejected:
             self._write_outputs()
@@ -141,9 +144,10 @@ class Lowering(ABC):
             if rule is None:
                 return otherwise
             rule(self, node)
-            self.end(node, self.plan.steps[steps:])
+            self.end((node, *self._also), self.plan.steps[steps:])
         except Unsupported as reason:
             del self.plan.steps[steps:]
+            self._also = ()
             for key in list(self._copies)[copies:]:  # of steps that are gone
                 del self._copies[key]
             return str(reason)
@@ -292,11 +296,16 @@ class Lowering(ABC):
         writes: Sequence[int] = (-1,),
         in_place: tuple[int, int] | None = None,
         variant: str = "",
+        also: Sequence[Node] = (),
         **keywords: Any,
     ) -> None:
-        """Appends a kernel call on behalf of the node being lowered."""
-        node = self._node
-        count = len(pointers)
+        """Appends a kernel call on behalf of the node being lowered: see :class:`Step`.
+
+        The call computes the nodes ``also`` besides; these are not lowered any more.
+        """
+        node, count = self._node, len(pointers)
+        self._also += tuple(also)
+        nodes = (node, *also) if node else ()
         self.plan.steps.append(
             Step(
                 factory=factory,
@@ -306,8 +315,8 @@ class Lowering(ABC):
                 keywords=tuple(sorted(keywords.items())),
                 in_place=in_place,
                 label=node.label if node else "",
-                origin=node.origin if node else (),
-                macs=node_macs(self.graph, node) if node else 0,
+                origin=tuple(dict.fromkeys(name for each in nodes for name in each.origin)),
+                macs=sum(node_macs(self.graph, each) for each in nodes),
                 variant=variant,
             )
         )

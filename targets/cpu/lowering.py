@@ -79,10 +79,11 @@ class Lowering(common.Lowering):
     def begin(self, node: Node, *, fallback: bool = False) -> None:
         self._takes_either = not fallback and takes_either(node)
 
-    def end(self, node: Node, steps: Sequence[Step]) -> None:
-        self._predict(node, steps)
-        if node.out in self.placement.bordered:  # after the kernel that filled the inside
-            self.zero_border(self._tensors[node.out], self.placement.border(node.out))
+    def end(self, nodes: Sequence[Node], steps: Sequence[Step]) -> None:
+        self._predict(nodes, steps)
+        for value in (node.out for node in nodes):
+            if value in self.placement.bordered:  # after the kernel that filled the inside
+                self.zero_border(self._tensors[value], self.placement.border(value))
         self._takes_either = True
 
     def finish(self) -> None:
@@ -202,12 +203,12 @@ class Lowering(common.Lowering):
             lambda: candidates(geometry, hardware),
         )
 
-    def _predict(self, node: Node, steps: Sequence[Step]) -> None:
-        """Notes the predicted time of a node on the call that does its work."""
+    def _predict(self, nodes: Sequence[Node], steps: Sequence[Step]) -> None:
+        """Notes the predicted time of nodes on the call that does their work."""
         work = [s for s in steps if s.factory not in (copy, fill_border)] or list(steps)
         if work:
             model = cost_model(self.hardware, self.precision)
-            work[-1].predicted_us = model.node_us(self.graph, node)
+            work[-1].predicted_us = sum(model.node_us(self.graph, node) for node in nodes)
 
     def _arrange(self, parts: Sequence[tuple[int, Step]]) -> None:
         """Replaces the steps by parts of them, each with the position of its step."""

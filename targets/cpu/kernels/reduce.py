@@ -91,7 +91,7 @@ def reduce(
     Returns:
         A function over the pointers x, extras, y.
     """
-    job = _Reduce(REDUCTIONS[kind], x, axes, y, program or Program(), extras, hardware)
+    job = Reducer(REDUCTIONS[kind], x, axes, y, program or Program(), extras, hardware)
 
     def body(source: Memory, *others: Memory) -> None:
         if 0 not in y.shape:
@@ -100,7 +100,7 @@ def reduce(
     return kernel([view.dtype for view in (x, *extras, y)], body)
 
 
-class _Reduce:
+class Reducer:
     """One reduction kernel: kept loops outside, reduced loops inside, one of them along lanes."""
 
     def __init__(

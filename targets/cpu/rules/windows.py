@@ -15,6 +15,7 @@ from pwopt.targets.cpu.kernels.pool import PoolAxis, pool
 from pwopt.targets.cpu.kernels.reduce import REDUCTIONS, reduce
 from pwopt.targets.cpu.kernels.softmax import softmax
 from pwopt.targets.cpu.lowering import Lowering
+from pwopt.targets.cpu.rules.squeeze_excite import emit_gates
 from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
 from pwopt.targets.plan import place
 from pwopt.targets.views import channels_last
@@ -65,6 +66,8 @@ def global_pooling(lowering: Lowering, node: Node) -> None:
     """GlobalAveragePool and GlobalMaxPool."""
     value = lowering.required(node, 0)
     kind = {"GlobalAveragePool": "Mean", "GlobalMaxPool": "Max"}[node.op]
+    if kind == "Mean" and emit_gates(lowering, node):
+        return
     _reduce(lowering, node, kind, tuple(range(2, len(static_shape(value)))))
 
 
@@ -81,7 +84,11 @@ def reduction(lowering: Lowering, node: Node) -> None:
         if node.get("noop_with_empty_axes", 0):
             raise Unsupported("no axes")
         axes = range(rank)
-    _reduce(lowering, node, kind, tuple(sorted(a % rank for a in axes)))
+    axes = tuple(sorted(a % rank for a in axes))
+    of_maps = kind == "Mean" and axes == tuple(range(2, rank)) and node.get("keepdims", 1)
+    if of_maps and emit_gates(lowering, node):
+        return
+    _reduce(lowering, node, kind, axes)
 
 
 def _reduce(lowering: Lowering, node: Node, kind: str, axes: tuple[int, ...]) -> None:
