@@ -1,6 +1,6 @@
 """Executables: segments of machine code and of ONNX Runtime behind one ``run``.
 
-This module needs only TVM's small runtime, neither its compiler nor onnx.
+This module needs only TVM's FFI library, and its runtime for several threads.
 """
 
 from __future__ import annotations
@@ -142,7 +142,6 @@ class Executable:
     ) -> None:
         self.manifest, self.module, self.path = manifest, module, path
         self.constants, self.models = constants, models
-        runtime.ensure_loaded()
         self._segments = [
             _Compiled(self, s) if s.entry else _Runtime(self, s) for s in manifest.segments
         ]

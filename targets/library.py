@@ -15,7 +15,7 @@ import numpy as np
 
 from pwopt import hardware
 from pwopt.errors import CodegenError
-from pwopt.targets import runtime
+from pwopt.targets import native, runtime
 from pwopt.targets.executable import Executable, Manifest, runs_here
 
 _BLOBS = ("manifest", "constants", "models")
@@ -49,7 +49,8 @@ def write_library(executable: Executable, path: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="pwopt-") as folder:
             parts = _parts(executable, Path(folder))
-            _run([compiler, "-shared", "-fPIC", "-o", str(partial), *map(str, parts)], path)
+            command = [compiler, "-shared", "-fPIC", "-o", str(partial), *map(str, parts)]
+            _run([*command, *native.arguments(executable.manifest, Path(folder))], path)
         os.replace(partial, path)
     except OSError as error:
         raise CodegenError(f"cannot write {path}: {error.strerror}") from error
@@ -74,6 +75,8 @@ def read_library(path: Path) -> Executable:
             manifest = Manifest.from_json(_blob(library, "manifest").tobytes().decode())
             _check_processor(path, manifest)
             compiled = any(s.entry for s in manifest.segments)
+            if manifest.threads > 1 or any(hasattr(library, f"__{n}") for n in runtime.FUNCTIONS):
+                runtime.ensure_loaded(path.parent)
             module: Any = runtime.load_module(link) if compiled else None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CodegenError(f"{path} is no executable of pwopt ({error})") from None

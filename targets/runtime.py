@@ -13,18 +13,37 @@ import tvm_ffi
 
 from pwopt.errors import CodegenError
 
+# What machine code of several threads, or of TVM's own operators, calls in libtvm_runtime. The code
+# has a pointer for each that it needs, which must be set before the code runs.
+FUNCTIONS = ("TVMBackendParallelLaunch", "TVMBackendAllocWorkspace", "TVMBackendFreeWorkspace")
+_NAME = "libtvm_runtime.so"
 
-def ensure_loaded() -> None:
-    """Loads libtvm_runtime, unless TVM itself has been imported."""
+
+def ensure_loaded(beside: Path | None = None) -> None:
+    """Loads libtvm_runtime, unless TVM itself has been imported.
+
+    It is taken from apache-tvm where that is installed, else from a folder, else from where the
+    loader looks.
+
+    Args:
+        beside: the folder.
+
+    Raises:
+        CodegenError: it is nowhere.
+    """
     if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is not None:
         return
     spec = importlib.util.find_spec("tvm")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        library = Path(folder) / "lib" / "libtvm_runtime.so"
-        if library.exists():
-            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-            return
-    raise CodegenError("apache-tvm's libtvm_runtime.so was not found; install apache-tvm")
+    folders = [Path(f) / "lib" for f in (spec and spec.submodule_search_locations) or ()]
+    places = [*folders, *([beside] if beside else [])]
+    found = next((str(f / _NAME) for f in places if (f / _NAME).exists()), _NAME)
+    try:
+        ctypes.CDLL(found, ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise CodegenError(
+            f"{_NAME} of apache-tvm was not found; install apache-tvm, or put the file beside the "
+            "executable"
+        ) from error
 
 
 def tensor(array: np.ndarray) -> Any:
@@ -39,7 +58,6 @@ def address(array: np.ndarray) -> int:
 
 def load_module(path: Path) -> Any:
     """A runtime module from a shared library."""
-    ensure_loaded()
     return tvm_ffi.load_module(str(path))
 
 

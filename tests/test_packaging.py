@@ -95,7 +95,8 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
     for package in source_packages():
         assert f"{package.replace('.', '/')}/__init__.py" in names
     assert "pwopt/py.typed" in names
-    assert "pwopt/models/manifest.json" in names
+    assert {"pwopt/models/manifest.json", "pwopt/targets/native.c"} < names
+    assert "pwopt/targets/pwopt.h" in names
     assert not {name for name in names if name.split("/")[0] in {*MAPPED, "tests"}}
 
 
