@@ -9,6 +9,7 @@ import json
 import math
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,10 +20,13 @@ import numpy as np
 from pwopt.errors import CodegenError, UsageError
 from pwopt.ir.types import NUMPY_DTYPES
 from pwopt.targets import runtime
+from pwopt.targets.timing import KernelTiming, fastest, kernel_counts, random_inputs, timings
 
 ALIGNMENT = 64
 SLACK = 64  # bytes that kernels may read past the end of any array
 _PAGE = 4096
+TIMED = "_timed"  # ends the name of the entry that notes the time before and after every kernel
+TIMESPEC_BYTES = 16  # of a note: seconds and nanoseconds
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,33 @@ class Executable:
             segment.run(values)
         return {p.name: values[p.key] for p in self.manifest.outputs}
 
+    def profile(
+        self, inputs: Mapping[str, np.ndarray | None] | None = None, *, seconds: float = 1.0
+    ) -> list[KernelTiming]:
+        """Measures every kernel in its place among the others.
+
+        Args:
+            inputs: as for :meth:`run`; seeded random numbers if left out.
+            seconds: time to spend, about.
+
+        Returns:
+            the kernel calls in order; a segment of ONNX Runtime counts as one.
+
+        Raises:
+            UsageError: as :meth:`run`, or the inputs are left out and their shapes are open.
+            CodegenError: another version of pwopt made the executable, without what notes times.
+        """
+        feeds = random_inputs(self.inputs) if inputs is None else inputs
+        self.run(feeds)
+        counts = kernel_counts(self.report, len(self._segments))
+
+        def once() -> list[float]:
+            values: dict[str, Any] = {p.key: feeds[p.name] for p in self.inputs if p.name in feeds}
+            parts = zip(self._segments, counts, strict=True)
+            return [us for segment, count in parts for us in segment.timed(values, count)]
+
+        return timings(self.report, fastest(once, seconds))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one shared library that :func:`load_executable` reads.
 
@@ -239,10 +270,23 @@ class _Compiled:
 
     def run(self, values: dict[str, Any]) -> None:
         if self._function is None:
-            triple = self._executable.manifest.triple
-            if not runs_here(triple.partition("-")[0]):
-                raise CodegenError(f"built for {triple}, this machine is {os.uname().machine}")
-            self._function = self._executable.module[self._spec.entry]
+            self._function = self._entry(self._spec.entry)
+        self._call(self._function, values)
+
+    def timed(self, values: dict[str, Any], kernels: int) -> list[float]:
+        """Runs; returns the microseconds of each of so many kernels."""
+        times = aligned(TIMESPEC_BYTES * (kernels + 1))
+        self._call(self._entry(self._spec.entry + TIMED), values, runtime.tensor(times))
+        seconds, nanoseconds = times.view(np.int64).reshape(-1, 2).T
+        return (1e6 * np.diff(seconds) + 1e-3 * np.diff(nanoseconds)).tolist()  # type: ignore[no-any-return]
+
+    def _entry(self, name: str) -> Any:
+        triple = self._executable.manifest.triple
+        if not runs_here(triple.partition("-")[0]):
+            raise CodegenError(f"built for {triple}, this machine is {os.uname().machine}")
+        return self._executable.module[name]
+
+    def _call(self, function: Any, values: dict[str, Any], *more: Any) -> None:
         try:
             workspace, copies = self._pool.pop()
         except IndexError:
@@ -255,7 +299,7 @@ class _Compiled:
             values[key] = np.ndarray(shape, dtype, raw)
             outputs.append(runtime.tensor(raw))
         runtime.set_threads(self._executable.manifest.threads)
-        self._function(workspace, self._constants, *inputs, *outputs)
+        function(workspace, self._constants, *inputs, *outputs, *more)
         self._pool.append((workspace, copies))
 
 
@@ -276,6 +320,12 @@ class _Runtime:
         feeds = {p.key: values[p.key] for p in self._spec.inputs if p.key in values}
         names = [p.key for p in self._spec.outputs]
         values.update(zip(names, self._session.run(names, feeds), strict=True))
+
+    def timed(self, values: dict[str, Any], _: int) -> list[float]:
+        """Runs; returns the microseconds that it took."""
+        start = time.perf_counter()
+        self.run(values)
+        return [1e6 * (time.perf_counter() - start)]
 
     def _start(self) -> Any:
         import onnxruntime

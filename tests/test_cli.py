@@ -167,6 +167,27 @@ def test_inspect_measures_each_kernel(capsys: Capture) -> None:
     assert cli.run(["inspect", MODEL, "--measure", "--mcpu", "x86-64-v3"]) == 2
 
 
+def test_profile_measures_each_kernel(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert cli.run(["optimize", MODEL, "-o", str(out), "-q"]) == 0
+    capsys.readouterr()
+    assert cli.run(["profile", str(out), "--seconds", "0.1", "--json", "-q"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    content = json.loads(shown.out)
+    kernels = json.loads((out / "report.json").read_text())["compilation"]["kernels"]
+    assert [k["node"] for k in content["kernels"]] == [k["node"] for k in kernels]
+    assert all(k["us"] > 0 for k in content["kernels"])
+    assert {name for k in content["kernels"] for name in k["origin"]} >= {"Convolution28", "Plus30"}
+    assert cli.run(["profile", str(out / "model.so"), "--seconds", "0", "--top", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "Conv 'Plus112'" in shown.out
+    assert "others" in shown.out
+    assert "measuring" in shown.err
+    assert cli.run(["profile", str(tmp_path)]) == 2
+    assert "no such file; make it with" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not hardware.host().bf16, reason="this processor has no AVX512-BF16")
 def test_inspect_predicts_and_measures_bf16(capsys: Capture) -> None:
     flags = ["inspect", MODEL, "--measure", "--json"]

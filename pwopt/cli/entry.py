@@ -16,6 +16,7 @@ from pwopt.cli.compare import compare
 from pwopt.cli.inspect import inspect
 from pwopt.cli.optimize import optimize
 from pwopt.cli.passes import passes
+from pwopt.cli.profile import profile
 from pwopt.cli.recover import recover
 from pwopt.cli.tune import tune
 from pwopt.cli.visualize import visualize
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (optimize, compare, tune, recover, passes, inspect, visualize):
+for _command in (optimize, compare, tune, recover, passes, inspect, profile, visualize):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 app.add_typer(models, name="models")

@@ -168,9 +168,7 @@ class _Importer:
         for proto in nodes:
             constant = folded.get(id(proto))
             if constant is not None:
-                result = graph.constant(
-                    constant, proto.output[0], origin=filter(None, [proto.name])
-                )
+                result = graph.constant(constant, proto.output[0], origin=_origin(proto))
                 values[proto.output[0]] = result
                 continue
             node = self._add(graph, proto, values, types)
@@ -201,7 +199,7 @@ class _Importer:
             types=[types.get(name, UNKNOWN) if name else UNKNOWN for name in proto.output],
             names=proto.output,
             name=proto.name,
-            origin=filter(None, [proto.name]),
+            origin=_origin(proto),
             captures=captures,
         )
         self._remember(node, proto)
@@ -254,6 +252,11 @@ class _Importer:
             properties={p.key: p.value for p in source.metadata_props},
             overridable=self._overridable,
         )
+
+
+def _origin(node: NodeProto) -> list[str]:
+    """The name that the nodes made of this one remember: the first result's where it has none."""
+    return [name for name in (node.name, *node.output) if name][:1]
 
 
 def _is_constant(node: NodeProto) -> bool:

@@ -34,7 +34,8 @@ class Node:
         types: one type per result.
         names: one name per result, the ONNX value names where they come from a file; "" for none.
         name: ONNX node name, for messages.
-        origin: names of the ONNX nodes that this one descends from.
+        origin: names of the ONNX nodes that this one descends from, of the first result where a
+            node has none.
         arity: number of operand slots; an absent optional operand is a slot without edge.
         captures: names under which the last operands are known inside this node's subgraphs.
     """

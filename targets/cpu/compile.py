@@ -56,7 +56,7 @@ def compile_graph(
     for plan in plans:
         assign_offsets(plan)
     constants = pack_constants(plans)
-    module = build_module(plans, constants.nbytes, hardware, threads) if plans else None
+    module = build_module(plans, constants.nbytes, hardware, threads, timed=True) if plans else None
     specs, models = [], b""
     plan_index = 0
     for segment in segments:
@@ -87,7 +87,7 @@ def compile_graph(
         bf16=hardware.bf16,
         triple=hardware.triple,
         metadata={"target": "cpu", "mcpu": hardware.mcpu, **(metadata or {})},
-        report=_report(plans, reasons, from_tvm),
+        report=_report(segments, plans, reasons, from_tvm),
     )
     return Executable(manifest, module, constants, models)
 
@@ -161,10 +161,26 @@ def _port(name: str, value: Value, key: str | None = None) -> Port:
     return Port(name, tensor.dtype, tensor.shape, key or name, optional)
 
 
+def _origin(graph: Graph) -> list[str]:
+    nodes = (n for n in graph.topological() if not n.is_input and not n.is_constant)
+    return list(dict.fromkeys(name for node in nodes for name in node.origin))
+
+
 def _report(
-    plans: list[Plan], reasons: dict[Node, str], from_tvm: dict[Node, str]
+    segments: list[Segment],
+    plans: list[Plan],
+    reasons: dict[Node, str],
+    from_tvm: dict[Node, str],
 ) -> dict[str, Any]:
+    calls = iter(plans)
     return {
+        "segments": [
+            {
+                "kernels": len(next(calls).steps) if segment.compiled else 0,
+                "origin": [] if segment.compiled else _origin(segment.graph),
+            }
+            for segment in segments
+        ],
         "kernels": [
             {
                 "node": s.label,

@@ -11,11 +11,19 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu import codegen
+from pwopt.targets.executable import TIMED, TIMESPEC_BYTES
 from pwopt.targets.plan import SLACK_BYTES, Buffer, Plan, Pointer, Step
+
+_CLOCK_MONOTONIC = 1  # Linux, on every architecture; the call stays in user space, some 20 ns
 
 
 def build_module(
-    plans: Sequence[Plan], constant_bytes: int, hardware: Hardware, threads: int
+    plans: Sequence[Plan],
+    constant_bytes: int,
+    hardware: Hardware,
+    threads: int,
+    *,
+    timed: bool = False,
 ) -> tvm.runtime.Module:
     """Machine code of plans whose offsets are assigned and whose constants are packed.
 
@@ -27,6 +35,8 @@ def build_module(
         constant_bytes: size of the constants that all of them share.
         hardware: the processor.
         threads: of one run.
+        timed: whether there is a second entry a plan, which calls the same kernels and writes down
+            the time before the first and after each: a ``timespec`` each into one more array.
     """
     module = tvm.IRModule()
     names: dict[Any, str] = {}
@@ -38,6 +48,9 @@ def build_module(
                 module[name] = _function(step)
         calls = [module.get_global_var(names[s.key]) for s in plan.steps]
         module[entry_name(index)] = _entry(plan, constant_bytes, entry_name(index), calls)
+        if timed:
+            name = entry_name(index) + TIMED
+            module[name] = _entry(plan, constant_bytes, name, calls, timed=True)
     return codegen.build(module, codegen.target(hardware, threads))
 
 
@@ -54,7 +67,9 @@ def _function(step: Step) -> tvm.tirx.PrimFunc:
     return step.make()
 
 
-def _entry(plan: Plan, constant_bytes: int, name: str, calls: Sequence[Any]) -> tvm.tirx.PrimFunc:
+def _entry(
+    plan: Plan, constant_bytes: int, name: str, calls: Sequence[Any], *, timed: bool = False
+) -> tvm.tirx.PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.is_scheduled": True})
@@ -66,6 +81,7 @@ def _entry(plan: Plan, constant_bytes: int, name: str, calls: Sequence[Any]) -> 
         constants = flat("constants", constant_bytes)
         inputs = [flat(f"input{i}", b.bytes) for i, (_, b, _) in enumerate(plan.inputs)]
         outputs = [flat(f"output{i}", b.bytes) for i, (_, b, _) in enumerate(plan.outputs)]
+        times = flat("times", TIMESPEC_BYTES * (len(plan.steps) + 1)) if timed else None
 
         def address(pointer: Pointer) -> Any:
             buffer: Buffer = pointer.buffer
@@ -77,6 +93,13 @@ def _entry(plan: Plan, constant_bytes: int, name: str, calls: Sequence[Any]) -> 
             at = buffer.offset + pointer.offset
             return T.address_of(pool[at if at < 1 << 31 else T.int64(at)])
 
-        for step, call in zip(plan.steps, calls, strict=True):
+        def note_time(index: int) -> None:
+            if times is not None:
+                at = T.address_of(times[TIMESPEC_BYTES * index])
+                T.evaluate(T.call_extern("int32", "clock_gettime", _CLOCK_MONOTONIC, at))
+
+        note_time(0)
+        for i, (step, call) in enumerate(zip(plan.steps, calls, strict=True)):
             T.evaluate(call(*(address(p) for p in step.pointers)))
+            note_time(i + 1)
     return builder.get()

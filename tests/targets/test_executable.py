@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import mmap
 import os
@@ -227,6 +228,49 @@ def test_a_part_for_onnxruntime_is_saved_too(tmp_path: Path) -> None:
     outputs = pwopt.load_executable(tmp_path / "model.so").run({"x": x})
     assert outputs["y"].tolist() == [["b", "a"]]
     assert outputs["n"].tolist() == [1, 2]
+
+
+# --- profile --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_kernel_is_measured(threads: int) -> None:
+    graph = pwopt.optimize(bottleneck(size=20), verify=False).graph
+    executable = pwopt.compile(graph, threads=threads)
+    found = executable.profile(seconds=0)
+    kernels = executable.report["kernels"]
+    assert [(k.node, k.kernel) for k in found] == [(k["node"], k["kernel"]) for k in kernels]
+    assert all(0 < k.us < 1e6 for k in found)
+    assert sum(k.predicted_us for k in found) == sum(k["predicted_us"] for k in kernels)
+
+
+def test_a_part_for_onnxruntime_is_measured_as_a_whole(tmp_path: Path) -> None:
+    x, y = np.asarray([["b", "a"]], dtype=object), normal(1, 8)
+    info, kinds = helper.make_tensor_value_info, onnx.TensorProto
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["u"]), helper.make_node("Relu", ["y"], ["v"])],
+        "both",
+        [info("x", kinds.STRING, [1, 2]), info("y", kinds.FLOAT, [1, 8])],
+        [info("u", kinds.STRING, [1, 2]), info("v", kinds.FLOAT, [1, 8])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    pwopt.compile(made).save(tmp_path / "model.so")
+    executable = pwopt.load_executable(tmp_path / "model.so")
+    times = {k.origin: k for k in executable.profile({"x": x, "y": y}, seconds=0)}
+    assert times["u",].kernel == "onnxruntime"
+    assert times["u",].node == "1 operator in ONNX Runtime"
+    assert times["v",].kernel != "onnxruntime"
+    assert all(k.us > 0 for k in times.values())
+    with pytest.raises(UsageError, match="got shape 1x9"):
+        executable.profile({"x": x, "y": normal(1, 9)})
+
+
+def test_an_executable_that_cannot_tell_times_says_so(executable: Executable) -> None:
+    report = {k: v for k, v in executable.report.items() if k != "segments"}
+    manifest = dataclasses.replace(executable.manifest, report=report)
+    old = Executable(manifest, executable.module, executable.constants, executable.models)
+    with pytest.raises(CodegenError, match="build it again"):
+        old.profile(seconds=0)
 
 
 def test_files_that_are_no_executables(saved: Path, tmp_path: Path) -> None:

@@ -49,10 +49,10 @@ def test_a_store_behind_a_buffer_is_found(
 
 
 def test_a_value_that_is_never_written_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(plans: Sequence[Plan], *rest: Any) -> Any:
+    def build(plans: Sequence[Plan], *rest: Any, **options: Any) -> Any:
         """Without the first call of a kernel."""
         plans[0].steps = plans[0].steps[1:]
-        return build_module(plans, *rest)
+        return build_module(plans, *rest, **options)
 
     monkeypatch.setattr("pwopt.targets.cpu.compile.build_module", build)
     with pytest.raises(OverrunError, match="depends on what the memory held"):
