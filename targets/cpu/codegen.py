@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import tvm
@@ -23,6 +22,8 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu import bfloat16
+from pwopt.targets.in_place import in_place as in_place
+from pwopt.targets.in_place import same_memory
 from pwopt.targets.plan import SLACK_BYTES as SLACK_BYTES
 from pwopt.targets.views import View as View
 
@@ -91,7 +92,7 @@ def kernel(pointers: Sequence[str], body: Callable[..., None]) -> tirx.PrimFunc:
     must not overlap, because LLVM takes each for memory of its own; a result that replaces an
     operand is made under :func:`in_place`.
     """
-    operand, result = _same_memory.get()
+    operand, result = same_memory() or (0, 0)
     with IRBuilder() as builder:  # noqa: SIM117
         with T.prim_func(s_tir=True):
             T.func_name("kernel")
@@ -112,19 +113,6 @@ def kernel(pointers: Sequence[str], body: Callable[..., None]) -> tirx.PrimFunc:
                 body(*memories)
             T.Return(T.int32(0))
     return builder.get().without_attr("global_symbol")
-
-
-_same_memory: ContextVar[tuple[int, int]] = ContextVar("_same_memory", default=(0, 0))
-
-
-@contextmanager
-def in_place(operand: int, result: int) -> Iterator[None]:
-    """Kernels made inside take two of their pointers for the same memory, given by position."""
-    token = _same_memory.set((operand, result))
-    try:
-        yield
-    finally:
-        _same_memory.reset(token)
 
 
 @contextmanager
