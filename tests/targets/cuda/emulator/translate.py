@@ -62,6 +62,13 @@ _INSTRUCTIONS: list[tuple[str, Callable[[Names, re.Match[str]], str]]] = [
             f"emu::tma_load({p[0]}, (const void*){p[1]}, {{{', '.join(p[2:-1])}}}, {p[-1]});"
         ),
     ),
+    (
+        r"(max|min)\.NaN\.f32",
+        lambda p, m: (
+            f"return {p[0]} != {p[0]} ? {p[0]} : {p[1]} != {p[1]} ? {p[1]} : "
+            f"{m[1]}({p[0]}, {p[1]});"
+        ),
+    ),
     (r"bar(?:rier)?\.sync", lambda p, m: f"emu::named_barrier({p[0]}, {p[1]});"),
     (r"fence|setmaxnreg|prefetch|griddepcontrol|^$", lambda p, m: ""),
 ]
