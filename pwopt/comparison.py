@@ -24,11 +24,12 @@ import numpy as np
 
 from pwopt import numerics, ort, rounding
 from pwopt.baselines import OpenVinoModel, check_baselines
-from pwopt.errors import FrontendError, UsageError
+from pwopt.compared import Side, opened, static_types, threads_of
+from pwopt.errors import UsageError
 from pwopt.ir.types import TensorType
 from pwopt.precision import Precision
 from pwopt.report import plain_json
-from pwopt.running import Runner, input_types, running
+from pwopt.running import Runner, running
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -156,54 +157,58 @@ def compare(
     *,
     optimized: str | Path | bytes | None = None,
     runs: int | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     baselines: Sequence[str] = ("onnxruntime",),
     input_shapes: Shapes | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Measures a compiled model against its original.
+    """Measures two models against each other, usually a compiled one against its original.
 
     Args:
-        model: the original: a path or an ``onnx.ModelProto``.
-        executable: an :class:`Executable`, its file, or the folder that ``pwopt optimize`` wrote.
+        model: the reference: an ONNX model in any form that :func:`optimize` takes, which runs in
+            ONNX Runtime, or an :class:`Executable`, its file or its folder.
+        executable: an :class:`Executable`, its file, the folder that ``pwopt optimize`` wrote, or
+            another ONNX model.
         optimized: the optimized ONNX model; the folder's own where a folder is given.
         runs: samples per contender; None for as many as fit ten seconds.
-        threads: of every contender; the executable is compiled for a number of its own.
-        baselines: among :data:`pwopt.baselines.BASELINES`; ONNX Runtime always
-            takes part, as the reference.
+        threads: of every contender; the number that the executable was compiled for if left out,
+            or one.
+        baselines: further ones among :data:`pwopt.baselines.BASELINES`.
         input_shapes: sizes for open dimensions, by input name.
         inputs: an array per graph input; seeded random numbers if left out.
         seed: of the random inputs.
 
     Raises:
-        UsageError: an unknown or missing baseline, or shapes that are missing or do not fit.
+        UsageError: an unknown or missing baseline, shapes that are missing or do not fit, or
+            models whose outputs have different names.
         FrontendError: a model that cannot be read.
         CodegenError: an executable that cannot be loaded.
     """
-    if threads < 1 or (runs is not None and runs < 1):
+    if (threads is not None and threads < 1) or (runs is not None and runs < 1):
         raise UsageError(f"threads={threads}, runs={runs}: both must be at least 1")
     check_baselines(baselines)
-    source = _source(model)
-    program, optimized = _open(executable, optimized)
-    if program is not None:
-        _check_threads(program, threads)
-    original = ort.OrtModel(source, threads)
-    types = _types(source, program, input_shapes)
-    feeds = dict(inputs) if inputs is not None else numerics.random_inputs(types, seed)
-    name = f"ONNX Runtime {ort.version()}"
-    contenders = [_Contender("onnxruntime", name, original, original.settings)]
+    first, second = opened(model), opened(executable)
+    if first.program is not None:
+        first = Side(program=first.program)
     if optimized is not None:
-        again = ort.OrtModel(optimized, threads)
-        contenders.append(_Contender("onnxruntime, optimized", name, again, again.settings))
+        second = Side(opened(optimized).source, second.program, True)
+    programs = [side.program for side in (first, second) if side.program is not None]
+    threads = threads_of(programs, threads)
+    contenders = [_reference(first, threads)]
+    types = static_types(first, second, input_shapes)
+    feeds = dict(inputs) if inputs is not None else numerics.random_inputs(types, seed)
+    if second.source is not None:
+        role = ", optimized" if second.from_folder else ", second"
+        contenders.append(_onnxruntime(second.source, threads, role if first.source else ""))
     for baseline in ("openvino", "openvino-bf16"):
         if baseline in baselines:
-            names = original.output_names
-            contenders.append(_openvino(baseline, source, types, threads, names))
-    if program is not None:
-        contenders.append(_Contender("compiled", _tvm_version(), program, _facts(program)))
+            contenders.append(_openvino(baseline, first.source, types, threads))
+    if second.program is not None:
+        contenders.append(_compiled("compiled", second.program))
     outputs = [c.runner.run(feeds) for c in contenders]
-    errors = _rounding_errors(source, program, types, feeds, outputs[0])
+    _check_names(contenders, outputs)
+    errors = _rounding_errors(first.source, programs, types, feeds, outputs[0])
     samples, calls = interleaved([c.runner for c in contenders], feeds, runs)
     first_wall, first_cpu = zip(*samples[0], strict=True)
     rows = []
@@ -226,13 +231,13 @@ def compare(
             )
         )
     return Comparison(
-        model=str(source) if isinstance(source, Path) else "",
+        model=str(first.source or first.program.path or ""),
         rows=tuple(rows),
         inputs={name: str(t) for name, t in types.items()},
         threads=threads,
         rounds=len(samples[0]),
         cpu=cpu_name(),
-        notes=tuple(_notes(rows, program)),
+        notes=tuple(_notes(rows, second)),
     )
 
 
@@ -286,88 +291,61 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _source(model: Any) -> Path | bytes:
-    if isinstance(model, bytes):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
-        return bytes(model.SerializeToString())
-    path = Path(model)
-    if not path.is_file():
-        raise FrontendError(f"{path}: no such file")
-    return path
+def _reference(side: Side, threads: int) -> _Contender:
+    if side.source is None:
+        return _compiled("baseline", side.program)
+    return _onnxruntime(side.source, threads)
 
 
-def _open(executable: Any, optimized: Any) -> tuple[Any, Any]:
-    """The executable and the optimized model, from whatever was given."""
-    if not isinstance(executable, (str, os.PathLike)):
-        return executable, optimized
-    path = Path(executable)
-    if path.is_dir():
-        onnx, path = path / "model.onnx", path / "model.so"
-        if optimized is None and onnx.is_file():
-            optimized = onnx
-        if not path.is_file() and optimized is not None:
-            return None, optimized
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; make it with `pwopt optimize`")
-    from pwopt.targets.executable import load_executable
-
-    return load_executable(path), optimized
+def _onnxruntime(source: Path | bytes, threads: int, role: str = "") -> _Contender:
+    runner = ort.OrtModel(source, threads)
+    name = f"ONNX Runtime {ort.version()}"
+    return _Contender(f"onnxruntime{role}", name, runner, runner.settings)
 
 
-def _check_threads(program: Any, threads: int) -> None:
-    built = program.manifest.threads
-    if built != threads:
-        raise UsageError(
-            f"the executable was compiled for {built} thread{'s' * (built != 1)}: compare with "
-            f"that many, or compile it again for {threads}"
-        )
-
-
-def _types(
-    source: Path | bytes, program: Any, input_shapes: Shapes | None
-) -> dict[str, TensorType]:
-    """Static types of the inputs: the shapes given, else the executable's, else the model's."""
-    from pwopt import frontend
-
-    graph = frontend.load(source, input_shapes)
-    types = input_types(graph)
-    if program is not None and not input_shapes:
-        own = {i.name: TensorType(i.dtype, tuple(i.shape)) for i in program.inputs}
-        types = {n: own.get(n, t) if t.static_shape is None else t for n, t in types.items()}
-    for name, t in types.items():
-        if t.static_shape is None:
-            raise UsageError(
-                f"input {name!r} is {t}: give its sizes, e.g. --input-shape {name}:1x3x224x224"
-            )
-    return types
+def _compiled(name: str, program: Any) -> _Contender:
+    return _Contender(name, _tvm_version(), program, _facts(program))
 
 
 def _openvino(
-    name: str,
-    source: Path | bytes,
-    types: Mapping[str, TensorType],
-    threads: int,
-    outputs: Sequence[str],
+    name: str, source: Path | bytes | None, types: Mapping[str, TensorType], threads: int
 ) -> _Contender:
+    if source is None:
+        raise UsageError(f"--baseline {name} needs an ONNX model as the first argument")
     precision = "bf16" if name.endswith("bf16") else "f32"
+    outputs = ort.OrtModel(source, threads).output_names
     runner = OpenVinoModel(source, types, threads, outputs, precision)
     return _Contender(name, runner.version, runner, runner.settings)
 
 
+def _check_names(
+    contenders: Sequence[_Contender], outputs: Sequence[Mapping[str, np.ndarray]]
+) -> None:
+    wanted = list(outputs[0])
+    for contender, given in zip(contenders, outputs, strict=True):
+        if missing := [name for name in wanted if name not in given]:
+            raise UsageError(
+                f"{contender.name} has no output {missing[0]!r}, only {list(given)}: models that "
+                "are compared have the same inputs and outputs"
+            )
+
+
 def _rounding_errors(
-    source: Path | bytes,
-    program: Any,
+    source: Path | bytes | None,
+    programs: Sequence[Any],
     types: Mapping[str, TensorType],
     feeds: Mapping[str, np.ndarray],
     expected: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     """By output how far the original is off once rounded as an executable is; none if exact."""
-    if program is None:
+    keys = ("precision", "fc_weights")
+    used = [Precision(*(p.metadata.get(k, "fp32") for k in keys)) for p in programs]
+    rounds = [formats for formats in used if not formats.exact]
+    if not rounds:
         return {}
-    formats = Precision(*(program.metadata.get(k, "fp32") for k in ("precision", "fc_weights")))
-    if formats.exact:
-        return {}
+    if source is None:  # executables alone: how much rounding may cost is not known
+        return dict.fromkeys(expected, math.inf)
+    formats = rounds[0]
     from pwopt import frontend
 
     graph = frontend.load(source, {n: t.static_shape for n, t in types.items() if t.static_shape})
@@ -405,11 +383,11 @@ def _facts(program: Any) -> str:
     return ", ".join(f"{k}={program.metadata[k]}" for k in keys)
 
 
-def _notes(rows: Sequence[Row], program: Any) -> Iterator[str]:
+def _notes(rows: Sequence[Row], second: Side) -> Iterator[str]:
     for row in rows:
         if row.error > row.tolerance:
             yield f"WRONG: {row.name} is off by {row.error:.1e}, tolerance {row.tolerance:.0e}"
-    if program is None:
+    if second.from_folder and second.program is None:
         yield "the folder holds no executable"
     load = os.getloadavg()[0]
     if load > len(os.sched_getaffinity(0)) + 0.5:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TARGETS = ("cpu", "cuda")
 WINOGRAD = ("off", "f2", "auto")
 
-Model = Any  # a path, a model's bytes, an onnx.ModelProto (the frontend's to know) or a Graph
+Model = Any  # a Graph, or what the frontend reads: a path, bytes, an onnx.ModelProto and others
 Shapes = Mapping[str, Sequence[int]]
 Progress = Callable[[str], None]
 
@@ -105,7 +105,8 @@ def optimize(
     """Rewrites a model so that it runs faster on the target and computes the same.
 
     Args:
-        model: a path, a model's bytes, an ``onnx.ModelProto`` or a :class:`Graph`; is not changed.
+        model: a :class:`Graph`, a path, a model's bytes, an ``onnx.ModelProto``, an
+            ``onnx_ir.Model`` or a ``torch.export.ExportedProgram``; it is not changed.
         target: "cpu" or "cuda".
         passes: a spec such as ``"my-pass,default"``, passes, or None for the default.
         verify: compare the result with the original in ONNX Runtime on seeded random inputs.
@@ -144,6 +145,7 @@ def optimize(
     step = progress or (lambda _: None)
     sequence = _passes(passes)
     step("reading")
+    model = _converted(model)
     original, source = read(model, input_shapes)
     limits.check_sizes(original)
     machine = hardware or _host()
@@ -222,7 +224,7 @@ def compile(
     """Compiles a model, usually an optimized graph, to machine code.
 
     Args:
-        model: a :class:`Graph`, a path or an ``onnx.ModelProto``; it is not changed.
+        model: usually a :class:`Graph`, else whatever :func:`optimize` takes; it is not changed.
         target: "cpu"; "cuda" is not built yet.
         threads: that one call of the executable uses.
         hardware: what to generate code for; this machine if left out.
@@ -366,6 +368,7 @@ def read(model: Model, input_shapes: Shapes | None = None) -> tuple[Graph, Sourc
         return model, Source()
     from pwopt import frontend
 
+    model = _converted(model)
     graph = frontend.load(model, input_shapes)
     raw = _raw(model)
     if isinstance(raw, Path):
@@ -403,6 +406,15 @@ def _version() -> str:
     import pwopt
 
     return str(pwopt.__version__)
+
+
+def _converted(model: Model) -> Model:
+    """A graph, path, bytes or ModelProto, whatever was given."""
+    if isinstance(model, Graph | str | os.PathLike | bytes):
+        return model
+    from pwopt import frontend
+
+    return frontend.converted(model)
 
 
 def _raw(model: Model) -> Path | bytes | None:

@@ -99,3 +99,58 @@ def test_openvino_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'pwopt\[openvino\]'"):
         pwopt.compare(MODEL, None, baselines=["openvino"])
+
+
+def test_any_two_models_or_executables(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    result = pwopt.optimize(MODEL)
+    pwopt.save(result.graph, folder / "model.onnx")
+    pwopt.compile(result.graph).save(folder / "model.so")
+
+    def names(first: object, second: object) -> list[str]:
+        table = pwopt.compare(first, second, runs=2)
+        assert all(row.error <= row.tolerance for row in table.rows)
+        assert table.rows[0].error == 0
+        return [row.name for row in table.rows]
+
+    both = ["onnxruntime", "onnxruntime, optimized", "compiled"]
+    assert names(MODEL, folder) == both
+    assert names(MODEL.read_bytes(), str(folder / "model.so")) == ["onnxruntime", "compiled"]
+    assert names(onnx.load(MODEL), folder / "model.onnx") == ["onnxruntime", "onnxruntime, second"]
+    assert names(MODEL, result.graph) == ["onnxruntime", "onnxruntime, second"]
+    assert names(folder / "model.so", folder) == ["baseline", "onnxruntime", "compiled"]
+    assert names(folder, MODEL) == ["baseline", "onnxruntime"]
+    assert pwopt.compare(MODEL, pwopt.compile(MODEL, threads=2), runs=1).threads == 2
+
+
+def test_executables_of_reduced_precision_are_not_called_wrong() -> None:
+    graph = pwopt.optimize(MODEL, verify=False).graph
+    exact, coarse = pwopt.compile(graph), pwopt.compile(graph, fc_weights="int8")
+    table = pwopt.compare(exact, coarse, runs=2)
+    assert 1e-4 < table["compiled"].error < 0.1
+    assert "WRONG" not in str(table)
+
+
+def test_models_that_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no output 'Plus214_Output_0', only \['output'\]"):
+        pwopt.compare(MODEL, _of_the_same_input(), runs=2)
+    with pytest.raises(UsageError, match=r"holds neither model\.onnx nor model\.so"):
+        pwopt.compare(MODEL, tmp_path)
+    with pytest.raises(FrontendError, match="no such file"):
+        pwopt.compare(MODEL, tmp_path / "model.so")
+
+
+def _of_the_same_input() -> onnx.ModelProto:
+    """A model that takes what MODEL takes, and gives something else."""
+    shape = [1, 1, 28, 28]
+    info = onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["Input3"], ["output"])],
+        "other",
+        [info("Input3", kind, shape)],
+        [info("output", kind, shape)],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)

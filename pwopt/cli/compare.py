@@ -13,7 +13,6 @@ from pwopt.cli.options import (
     ModelArgument,
     QuietOption,
     ShapeOption,
-    ThreadsOption,
     parse_shapes,
 )
 
@@ -23,15 +22,17 @@ def compare(
     compiled: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR|EXE",
-            help="What `pwopt optimize` wrote, or its model.so.",
+            metavar="DIR|EXE|ONNX",
+            help="What `pwopt optimize` wrote, its model.so, or another ONNX model.",
             show_default=False,
         ),
     ],
     runs: Annotated[
         int | None, typer.Option(min=1, help="Samples per contender; default: about ten seconds.")
     ] = None,
-    threads: ThreadsOption = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of one inference; default: the executable's.")
+    ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(help="onnxruntime (always there), openvino, openvino-bf16; comma-separated."),
@@ -40,7 +41,10 @@ def compare(
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Measures what was compiled against ONNX Runtime on MODEL, interleaved."""
+    """Measures what was compiled against ONNX Runtime on MODEL, interleaved.
+
+    MODEL may be an executable, too: the other one is then measured against it.
+    """
     from pwopt.comparison import compare as measure
 
     names = [n.strip() for each in baseline or ["onnxruntime"] for n in each.split(",")]

@@ -7,6 +7,7 @@ write one as standard ONNX. What the graph cannot express travels in ``graph.met
 from pwopt.frontend.carried import LEAN, OPEN
 from pwopt.frontend.exporter import export
 from pwopt.frontend.importer import load
+from pwopt.frontend.interop import converted
 from pwopt.frontend.writer import file_bytes, save
 
-__all__ = ["LEAN", "OPEN", "export", "file_bytes", "load", "save"]
+__all__ = ["LEAN", "OPEN", "converted", "export", "file_bytes", "load", "save"]

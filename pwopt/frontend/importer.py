@@ -18,6 +18,7 @@ from pwopt.frontend.attributes import (
 )
 from pwopt.frontend.carried import KEY, Carried
 from pwopt.frontend.external import ExternalData
+from pwopt.frontend.interop import converted
 from pwopt.frontend.tensors import decode, decode_type, supported
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph, Node, Value
@@ -39,7 +40,8 @@ def load(source: reader.Source, input_shapes: inference.Shapes | None = None) ->
     ``graph.metadata["overridable"]``. Sparse constants stay nodes.
 
     Args:
-        source: a path, a model's bytes or a ``ModelProto``, which is not changed.
+        source: a path, a model's bytes, a ``ModelProto``, or one of the objects that
+            :func:`pwopt.frontend.converted` takes; it is not changed.
         input_shapes: shapes by input name that take the place of the declared ones; a symbol of
             the declared shape gets its number in the other inputs, too.
 
@@ -47,7 +49,7 @@ def load(source: reader.Source, input_shapes: inference.Shapes | None = None) ->
         FrontendError: the model cannot be read, is not valid ONNX, or reaches outside its folder.
         UsageError: ``input_shapes`` does not fit the model.
     """
-    model, folder, name = reader.read(source)
+    model, folder, name = reader.read(converted(source))
     try:
         with no_garbage_collection():
             return _Importer(model, ExternalData(folder), name).run(input_shapes or {})
