@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +15,16 @@ from pwopt.cost_model import CostModel
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.passes import fully_connected, low_rank
+from pwopt.passes.canonical_arithmetic import clip_bounds
 from pwopt.passes.linear import linear_at
-from pwopt.passes.low_rank import Basis
+from pwopt.passes.low_rank import Basis, Fit
 from pwopt.passes.rank_choice import Choice
 from pwopt.passes.responses import responses
 from pwopt.passes.rewriting import replace_node
 
 MIN_ROWS = 8192  # of responses that layers are fitted to
-_ROWS_A_CHANNEL = 16
+_ROWS_A_CHANNEL = 16  # or number that an output depends on
+_MAX_FEATURES = 1024  # that an output depends on; a fit takes their third power
 _MAX_RANKS = 16  # tried on each side of a layer
 
 
@@ -33,6 +36,7 @@ class Layer:
         node: Conv, Gemm or MatMul.
         weight: (outputs, inputs, *kernel), float32.
         bias: (outputs,), or None.
+        bounds: beyond which its readers, a ReLU or a Clip, tell no responses apart.
         wanted: (rows, outputs), responses of the original network.
         center: (outputs,), the responses' mean, less the bias.
         inputs, outputs: directions of its inputs and responses, the most important first.
@@ -42,6 +46,7 @@ class Layer:
     node: Node
     weight: np.ndarray
     bias: np.ndarray | None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     wanted: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     center: np.ndarray = field(default_factory=lambda: np.zeros(0))
     inputs: Basis | None = None
@@ -61,12 +66,18 @@ class Layer:
     @property
     def has_window(self) -> bool:
         """Whether it looks at more than one pixel."""
-        return int(np.prod(self.kernel, initial=1)) > 1
+        return self.taps > 1
+
+    @property
+    def taps(self) -> int:
+        """Pixels of the kernel."""
+        return int(np.prod(self.kernel, initial=1))
 
     @property
     def rows(self) -> int:
         """How many responses are looked at."""
-        return max(MIN_ROWS, _ROWS_A_CHANNEL * int(max(self.weight.shape[:2])))
+        features = min(_MAX_FEATURES, self.weight.shape[1] * self.taps)
+        return max(MIN_ROWS, _ROWS_A_CHANNEL * int(max(features, *self.weight.shape[:2])))
 
     def observe(self, read: np.ndarray | None, answered: np.ndarray | None) -> None:
         """Finds the directions: by the weights alone, or by data, too.
@@ -164,7 +175,18 @@ def read(graph: Graph, node: Node) -> Layer | str:
         not isinstance(d, int) for d in (x.tensor.shape or ("",))[1:]
     ):
         return f"the size of {x.label} is not known"
-    return Layer(node, weight, bias)
+    return Layer(node, weight, bias, _bounds(graph, node))
+
+
+def _bounds(graph: Graph, node: Node) -> tuple[float, float]:
+    """The bounds within which all readers of a result need it."""
+    readers = graph.readers(node.out)
+    clips = not graph.is_output(node.out) and all(each.is_op("Relu", "Clip") for each in readers)
+    found = [clip_bounds(graph, each) for each in readers] if clips else []
+    known = [each for each in found if each is not None]
+    if not known or len(known) < len(found):
+        return -math.inf, math.inf
+    return min(low for low, _ in known), max(high for _, high in known)
 
 
 def observe(graph: Graph, layers: Sequence[Layer], examples: Calibration) -> None:
@@ -195,35 +217,85 @@ def replace(graph: Graph, layer: Layer, choice: Choice, examples: Calibration | 
     Returns:
         the relative error of its responses to the examples, or of the directions alone.
     """
-    x, weight = _input(graph, layer.node), layer.weight.astype(np.float64)
+    x, weight = _reduced(graph, layer, choice)
+    inner, expand, bias = _by_directions(layer, weight, choice)
     fitted = examples if examples is not None and not examples.random else None
     error = layer.error(choice.rank_in, choice.rank_out)
-    if choice.rank_in is not None and layer.inputs is not None:
-        reduce = layer.inputs.reduce[: choice.rank_in]
-        x = _add(graph, layer, x, reduce, "reduce", own=False)
-        product = np.tensordot(weight, layer.inputs.expand[:, : choice.rank_in], (1, 0))
-        weight = np.moveaxis(product, -1, 1)
-    if choice.rank_out is None or layer.outputs is None:
-        value, bias = _add(graph, layer, x, weight, "", own=True), layer.bias
+    if fitted is not None and weight[0].size <= _MAX_FEATURES:
+        apart, flat = graph.copy(), weight.reshape(len(weight), -1)
+        seen = _windows(apart, layer, x) if layer.node.op == "Conv" else x
+        found, error = _fit(apart, layer, seen, flat, bias, fitted, choice.rank_out)
+        inner, expand, bias = found.weights, found.directions, found.bias
+        inner = (inner if expand is None else expand.T @ inner).reshape(-1, *weight.shape[1:])
+        fitted = None
+    value = _add(graph, layer, x, inner, "" if expand is None else "narrow", own=True)
+    if expand is not None:
         if fitted is not None:
-            rows = responses(graph, [value], fitted, [layer.rows])[0]
-            bias = (layer.wanted - rows).mean(axis=0, dtype=np.float64)
-            error = low_rank.relative_error(rows + bias, layer.wanted)
-        _finish(graph, layer.node, value, bias)
-        return error
-    directions = layer.outputs.reduce[: choice.rank_out]
-    weight = np.tensordot(directions, weight, 1)
-    inside = _add(graph, layer, x, weight, "narrow", own=True)
-    expand = layer.outputs.expand[:, : choice.rank_out]
-    if fitted is None:
-        bias = layer.center - expand @ (directions @ layer.center)
-        bias = bias if layer.bias is None else bias + layer.bias
-    else:
-        rows = responses(graph, [inside], fitted, [layer.rows])[0]
-        expand, bias = low_rank.fit_expansion(rows.astype(np.float64), layer.wanted, expand)
-        error = low_rank.relative_error(rows @ expand.T + bias, layer.wanted)
-    _finish(graph, layer.node, _add(graph, layer, inside, expand, "", own=False), bias)
+            found, error = _fit(graph, layer, value, expand, bias, fitted)
+            expand, bias = found.weights, found.bias
+        value = _add(graph, layer, value, expand, "", own=False)
+    elif fitted is not None:
+        rows = responses(graph, [value], fitted, [layer.rows])[0]
+        bias = (layer.wanted - rows).mean(axis=0, dtype=np.float64)
+        error = _error(layer, rows + bias)
+    _finish(graph, layer.node, value, bias)
     return error
+
+
+def _reduced(graph: Graph, layer: Layer, choice: Choice) -> tuple[Value, np.ndarray]:
+    """What the layer's window reads from now on, and its weights (outputs, channels, *kernel)."""
+    x, weight = _input(graph, layer.node), layer.weight.astype(np.float64)
+    if choice.rank_in is None or layer.inputs is None:
+        return x, weight
+    x = _add(graph, layer, x, layer.inputs.reduce[: choice.rank_in], "reduce", own=False)
+    product = np.tensordot(weight, layer.inputs.expand[:, : choice.rank_in], (1, 0))
+    return x, np.moveaxis(product, -1, 1)
+
+
+def _by_directions(
+    layer: Layer, weight: np.ndarray, choice: Choice
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The narrow weights, those that expand (outputs, rank) or None, and the bias."""
+    if choice.rank_out is None or layer.outputs is None:
+        return weight, None, layer.bias
+    directions = layer.outputs.reduce[: choice.rank_out]
+    expand = layer.outputs.expand[:, : choice.rank_out]
+    bias = layer.center - expand @ (directions @ layer.center)
+    bias = bias if layer.bias is None else bias + layer.bias
+    return np.tensordot(directions, weight, 1), expand, bias
+
+
+def _windows(graph: Graph, layer: Layer, x: Value) -> Value:
+    """All that an output of the layer depends on as channels: (N, channels * taps, *spatial)."""
+    shape = x.tensor.shape
+    assert shape is not None
+    channels = int(shape[1] or 0)
+    picks = np.tile(np.eye(layer.taps, dtype=np.float32), (channels, 1))
+    weight = graph.constant(picks.reshape(-1, 1, *layer.kernel))
+    attributes = {"group": channels, "kernel_shape": layer.kernel}
+    return graph.add("Conv", [x, weight], {**layer.node.attributes, **attributes}).out
+
+
+def _fit(
+    graph: Graph,
+    layer: Layer,
+    features: Value,
+    prior: np.ndarray,
+    bias: np.ndarray | None,
+    examples: Calibration,
+    rank: int | None = None,
+) -> tuple[Fit, float]:
+    """A map of a value to the layer's responses, and the relative error on the examples."""
+    rows = responses(graph, [features], examples, [layer.rows])[0].astype(np.float64)
+    found = low_rank.fit(rows, layer.wanted, prior, bias, rank=rank, bounds=layer.bounds)
+    return found, _error(layer, found(rows))
+
+
+def _error(layer: Layer, answered: np.ndarray) -> float:
+    """The relative error of responses, as far as readers of the layer see them."""
+    return low_rank.relative_error(
+        np.clip(answered, *layer.bounds), np.clip(layer.wanted, *layer.bounds)
+    )
 
 
 @dataclass(frozen=True)

@@ -97,17 +97,7 @@ def _meet_dim(old: Dim, new: Dim) -> Dim:
 
 
 def _retype(graph: Graph, node: Node, types: Sequence[Type]) -> Node:
-    new = graph.add(
-        node.op,
-        graph.operands(node),
-        node.attributes,
-        domain=node.domain,
-        types=types,
-        names=node.names,
-        name=node.name,
-        origin=node.origin,
-        captures=node.captures,
-    )
+    new = graph.add_like(node, graph.operands(node), types)
     for index in range(len(types)):
         graph.replace_uses(node[index], new[index])
     graph.erase(node)

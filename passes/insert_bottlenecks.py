@@ -20,6 +20,9 @@ from pwopt.running import input_types
 
 _SHARES = (0.5, 0.25, 0.25)  # of the examples, for the fit, the search and the final judgement
 _PAYS = 0.97  # of the time before, or a layer stays as it is
+_WORTH = 0.01  # of the network's time, that a change of a layer must save, ...
+_WORTH_OF_MEAN = 0.25  # ... or this share of an average layer's, if that is less
+_NETWORK_PAYS = 0.95  # of the network's time before, or all of it stays as it is
 _PROBE = 0.05  # of the responses' energy that is taken away to see what the output makes of it
 _ATTEMPTS = 4  # at plans that keep the budget on examples which the search has not seen
 
@@ -34,14 +37,16 @@ class InsertBottlenecks(Pass):
     Shapes:
         one group, any strides, dilation, padding and spatial rank; matrices of rank 2.
     Numerics:
-        lossy. Directions are principal ones of the layer's responses (and inputs) on calibration
-        data, the last 1x1 is fitted to the original's responses in the network as it is by then,
-        with the bias. Without data the weights' own directions. Ranks of all layers are chosen
-        together: the fastest that keep the budget on examples that the fit has not seen, by
-        predicted time, and by measured time where that is known. Other examples judge the result.
+        lossy. What a layer reads is reduced to the principal directions of its inputs on
+        calibration data; the rest of it is fitted, at its rank, to the original's responses in the
+        network as it is by then, as far as a ReLU or Clip behind it tells them apart; of large
+        layers the last 1x1 alone. Without data the weights' own directions. Ranks of all layers
+        are chosen together: the fastest that keep the budget on examples that the fit has not
+        seen, by predicted time, and by measured time where that is known. Other examples judge the
+        result.
     Misses when:
-        nothing is predicted or measured to be faster within the budget; weights are shared or not
-        constant; there are several groups, or too few channels.
+        nothing is predicted or measured to be faster within the budget, or all together by less
+        than 5 %; weights are shared or not constant; there are several groups, or too few channels.
     Source:
         Zhang et al., TPAMI 2016; Kim et al., ICLR 2016; see :mod:`pwopt.passes.low_rank`.
 
@@ -77,7 +82,7 @@ class InsertBottlenecks(Pass):
         judges = [Judge(graph, examples, self.metric) for examples in (search, held_out)]
         bottleneck.observe(graph, layers, fit)
         model = _Bottlenecks(graph.copy(), layers, fit, context)
-        plan = model.at_rank(self.rank) if self.rank else self._search(model, *judges)
+        plan = model.at_rank(self.rank) if self.rank else model.worth(self._search(model, *judges))
         changed = model.build(plan)
         for layer, choice in zip(layers, plan, strict=True):
             if choice.keeps:
@@ -96,6 +101,7 @@ class InsertBottlenecks(Pass):
                 len(fit),
                 len(search),
                 tuple(model.changes(plan)),
+                model.why_nothing if all(choice.keeps for choice in plan) else "",
             )
         )
         if not all(choice.keeps for choice in plan):
@@ -105,8 +111,13 @@ class InsertBottlenecks(Pass):
         """The fastest plan within the budget."""
         model.weigh(judge)
 
-        def fits(plan: Plan, by: Judge = judge) -> bool:
-            return by(model.build(plan)).by(by.metric) <= self.budget
+        def fits(plan: Plan) -> bool:
+            return judge(model.build(plan)).by(judge.metric) <= self.budget
+
+        def holds(plan: Plan) -> bool:
+            # The search has found what suits its examples best, so others have to tell it surely.
+            loss = last(model.build(plan))
+            return loss.by(last.metric) + loss.standard_error(last.metric) <= self.budget
 
         ordered = rank_choice.plans([layer.choices for layer in model.layers])
         found = rank_choice.most_aggressive(ordered, fits)
@@ -115,7 +126,7 @@ class InsertBottlenecks(Pass):
         refined = rank_choice.refined(found, [layer.choices for layer in model.layers], fits)
         for each in (refined, *ordered[at::step][:_ATTEMPTS]):
             plan = model.without_losers(each)
-            if all(choice.keeps for choice in plan) or fits(plan, last):
+            if all(choice.keeps for choice in plan) or holds(plan):
                 return plan
         return model.unchanged
 
@@ -136,6 +147,7 @@ class _Bottlenecks:
     Attributes:
         layers: in topological order.
         unchanged: the plan that keeps them all.
+        why_nothing: the reason if that is what comes of it.
     """
 
     def __init__(
@@ -144,28 +156,42 @@ class _Bottlenecks:
         self.layers, self._original, self._fit, self._context = layers, original, fit, context
         self._model = context.cost_model
         self._why: dict[Layer, str] = {}
-        self._built: tuple[Plan, Graph, dict[Layer, float]] | None = None
+        # The last plan's choices, the network with all up to each, and the error of each; plans
+        # that begin alike go on from there.
+        self._built: list[tuple[Choice, Graph, float | None]] = []
         self._measured: dict[Plan, Sequence[KernelTime]] = {}
         unit = bottleneck.rank_unit(context.hardware)
+        total = self._model.graph_us(original)
+        worth = total * min(_WORTH, _WORTH_OF_MEAN / len(layers))
         for layer in layers:
             keep = self._choice(layer, None, None)
             every = [self._choice(layer, *ranks) for ranks in layer.ranks(unit)]
             found = [c for c in every if c.us < _PAYS * keep.us]
-            layer.choices = [*rank_choice.pareto(found), keep]
+            layer.choices = rank_choice.apart([*rank_choice.pareto(found), keep], worth)
             if len(layer.choices) == 1:
-                least = min((c.us for c in every if not c.keeps), default=None)
-                self._why[layer] = _not_faster(layer, keep.us, least)
+                least = min((c.us for c in every), default=None)
+                self._why[layer] = _not_faster(layer, keep.us, least, total)
         self.unchanged: Plan = tuple(layer.choices[-1] for layer in layers)
+        self.why_nothing = "every faster choice would cost more than the budget allows"
+        if all(len(layer.choices) == 1 for layer in layers):
+            self.why_nothing = (
+                f"no layer would save {worth:.2g} of the {total:.3g} us that the network is "
+                "predicted to take"
+            )
 
     def build(self, plan: Plan) -> Graph:
         """The network by a plan, each layer fitted in what stands before it by then."""
-        if self._built is not None and self._built[0] == plan:
-            return self._built[1]
-        graph, errors = self._original.copy(), dict[Layer, float]()
-        for layer, choice in zip(self.layers, plan, strict=True):
+        same = 0
+        while same < min(len(self._built), len(plan)) and self._built[same][0] == plan[same]:
+            same += 1
+        del self._built[same:]
+        graph = self._built[-1][1] if self._built else self._original
+        for layer, choice in list(zip(self.layers, plan, strict=True))[same:]:
+            error = None
             if not choice.keeps:
-                errors[layer] = bottleneck.replace(graph, layer, choice, self._fit)
-        self._built = (plan, graph, errors)
+                graph = graph.copy()
+                error = bottleneck.replace(graph, layer, choice, self._fit)
+            self._built.append((choice, graph, error))
         return graph
 
     def weigh(self, judge: Judge) -> None:
@@ -209,6 +235,25 @@ class _Bottlenecks:
                 kept[i] = layer.choices[-1]
         return tuple(kept)
 
+    def worth(self, plan: Plan) -> Plan:
+        """The plan, or the unchanged one where the network does not get much faster by it."""
+        plans = (self.unchanged, plan)
+        times, how = [self._times(each) for each in plans], "measured"
+        before, after = (sum(kernel.us for kernel in each) for each in times)
+        if not all(times):
+            before, after = (self._model.graph_us(self.build(each)) for each in plans)
+            how = "predicted"
+        if plan == self.unchanged or after < _NETWORK_PAYS * before:
+            return plan
+        self.why_nothing = (
+            f"the network would take {after:.3g} us instead of {before:.3g}, {how}: "
+            f"{1 - after / before:.1%} less, and {1 - _NETWORK_PAYS:.0%} would be worth a loss"
+        )
+        for layer, choice in zip(self.layers, plan, strict=True):
+            if not choice.keeps:
+                self._why[layer] = self.why_nothing
+        return self.unchanged
+
     def why_not(self, layer: Layer) -> str:
         """Why a layer stays as it is."""
         return self._why.get(layer, "every faster choice would cost more than the budget allows")
@@ -216,9 +261,7 @@ class _Bottlenecks:
     def changes(self, plan: Plan) -> Iterator[LayerChange]:
         """What each replaced layer became."""
         self.build(plan)
-        assert self._built is not None
-        errors = self._built[2]
-        for layer, choice in zip(self.layers, plan, strict=True):
+        for layer, (choice, _, error) in zip(self.layers, self._built, strict=True):
             if choice.keeps:
                 continue
             old = bottleneck.figures(self._original, layer, layer.choices[-1], self._model)
@@ -238,20 +281,22 @@ class _Bottlenecks:
                 predicted_after_us=new.us,
                 measured_before_us=self._measured_us(layer, self.unchanged),
                 measured_after_us=self._measured_us(layer, plan),
-                error=errors[layer],
+                error=error,
                 spectrum=layer.spectrum,
                 spectrum_in=layer.spectrum_in,
             )
 
     def _measured_us(self, layer: Layer, plan: Plan) -> float | None:
         """The time of what a plan makes of a layer; None where that is not known."""
-        measure = self._context.measure
-        if measure is None:
-            return None
+        return us_of(layer.node.origin, self._times(plan))
+
+    def _times(self, plan: Plan) -> Sequence[KernelTime]:
+        """Measured times of the kernels; none where they cannot be had."""
+        if self._context.measure is None:
+            return ()
         if plan not in self._measured:
-            replaced = any(not choice.keeps for choice in plan)
-            self._measured[plan] = measure(self.build(plan) if replaced else self._original)
-        return us_of(layer.node.origin, self._measured[plan])
+            self._measured[plan] = self._context.measure(self.build(plan))
+        return self._measured[plan]
 
     def _choice(self, layer: Layer, rank_in: int | None, rank_out: int | None) -> Choice:
         choice = Choice(rank_in, rank_out, 0.0, layer.error(rank_in, rank_out))
@@ -259,8 +304,8 @@ class _Bottlenecks:
         return replace(choice, us=figures.us)
 
 
-def _not_faster(layer: Layer, now: float, least: float | None) -> str:
+def _not_faster(layer: Layer, now: float, least: float | None, total: float) -> str:
     """Why no narrower layer is predicted to pay."""
     if least is None:
         return f"{layer.weight.shape[1]} and {layer.weight.shape[0]} channels fill few vectors"
-    return f"predicted {now:.3g} us, {least:.3g} us at best with bottlenecks"
+    return f"predicted {now:.3g} us, {least:.3g} us at best with bottlenecks; {total:.3g} us in all"

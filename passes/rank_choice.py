@@ -40,6 +40,20 @@ def pareto(choices: Sequence[Choice]) -> list[Choice]:
     return best
 
 
+def apart(choices: Sequence[Choice], us: float) -> list[Choice]:
+    """Those that save so much against the next slower one, the fastest first.
+
+    Args:
+        choices: the fastest first; the last one stays in any case.
+        us: to be saved, at least.
+    """
+    kept = [choices[-1]]
+    for choice in reversed(choices[:-1]):
+        if choice.us <= kept[-1].us - us:
+            kept.append(choice)
+    return kept[::-1]
+
+
 def plans(layers: Sequence[Sequence[Choice]]) -> list[Plan]:
     """What is fastest for each price on error, the most aggressive first; the last keeps all.
 

@@ -260,7 +260,8 @@ def _fitted(
     pooled = probe.add("GlobalAveragePool", [x]).out
     all_rows = [2 * len(examples)] * 2
     inside, wanted = responses(probe, [pooled, layer.last.out], examples, all_rows)
-    return low_rank.fit_expansion(inside.astype(np.float64), wanted[:, units], prior)
+    found = low_rank.fit(inside.astype(np.float64), wanted[:, units], prior)
+    return found.weights, found.bias
 
 
 def _convolution(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from pwopt.ir.types import TensorType
 from pwopt.running import input_types, running
 
 _BYTES = 1 << 28  # of maps that one run of the network hands out
+_PIXELS = 8  # looked at in an example, if there are so many, before fewer examples are run
 
 
 def responses(
@@ -22,7 +24,8 @@ def responses(
     """Rows of channels for each value, float32 (rows, channels).
 
     Maps of equal size are looked at in the same places, whatever the graph and however many
-    examples a run takes: rows of a layer before and after a rewrite belong together.
+    examples a run takes: rows of a layer before and after a rewrite belong together. Of many
+    examples, the first ones are enough: they are taken to be in random order.
 
     Args:
         graph: is not changed.
@@ -37,17 +40,25 @@ def responses(
     names = [f"pwopt response {i}" for i in range(len(values))]
     tapped.set_outputs(list(zip(names, values, strict=True)))
     tapped.erase_dead()
+    enough = [_examples(v, count, len(examples)) for v, count in zip(values, rows, strict=True)]
+    each = [-(-count // share) for count, share in zip(rows, enough, strict=True)]
+    examples = examples.take(max(enough))
     size = _batch(input_types(graph), values, len(examples))
-    each = [-(-count // len(examples)) for count in rows]
     found: list[list[np.ndarray]] = [[] for _ in values]
     with running(tapped) as runner:
         starts = range(0, len(examples), size)
         for start, feeds in zip(starts, examples.batches(size), strict=True):
             answers = runner.run(feeds)
-            for name, count, mine in zip(names, each, found, strict=True):
-                items = _items(answers[name], size)[: len(examples) - start]
+            for name, count, last, mine in zip(names, each, enough, found, strict=True):
+                items = _items(answers[name], size)[: max(0, last - start)]
                 mine += [x[_places(len(x), count, start + i)] for i, x in enumerate(items)]
     return [np.concatenate(mine) for mine in found]
+
+
+def _examples(value: Value, rows: int, count: int) -> int:
+    """How many of the examples to look at for so many rows."""
+    pixels = math.prod(d for d in (value.tensor.shape or ())[2:] if isinstance(d, int))
+    return min(count, -(-rows // max(1, min(pixels, _PIXELS))))
 
 
 def _items(answer: np.ndarray, size: int) -> np.ndarray:
@@ -65,6 +76,7 @@ def _batch(types: dict[str, TensorType], values: Sequence[Value], examples: int)
     return max(1, min(size, _BYTES // max(each, 1)))
 
 
+@functools.lru_cache(1 << 15)
 def _places(pixels: int, count: int, example: int) -> np.ndarray:
     if count >= pixels:
         return np.arange(pixels)

@@ -56,6 +56,15 @@ class Loss:
             raise UsageError(f"metric {metric} needs {needs}; use agreement, kl or l2")
         return value
 
+    def standard_error(self, metric: str) -> float:
+        """Of :meth:`by`, as the number of examples leaves it open; 0 for what is no share of them.
+
+        Only where the class changes can accuracy change, too.
+        """
+        if metric not in ("accuracy", "agreement") or self.agreement is None:
+            return 0.0
+        return math.sqrt((1.0 - self.agreement) / self.examples)
+
 
 @dataclass(frozen=True)
 class LayerChange:
@@ -115,6 +124,7 @@ class Approximation:
         random: whether they are random numbers, so that nothing is known of accuracy.
         fitted, searched: examples that weights were fitted to, and that ranks were chosen by.
         layers: what was replaced.
+        why_nothing: the reason where that is nothing.
     """
 
     pass_spec: str
@@ -126,6 +136,7 @@ class Approximation:
     fitted: int
     searched: int
     layers: tuple[LayerChange, ...]
+    why_nothing: str = ""
 
     @property
     def uncertainty(self) -> float | None:

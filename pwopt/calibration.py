@@ -132,7 +132,7 @@ class Calibration:
         return len(next(iter(self.inputs.values())))
 
     def split(self, *shares: float, seed: int = 0) -> list[Calibration]:
-        """Disjoint random parts, each of at least one example.
+        """Disjoint random parts, each of at least one example and in random order.
 
         Raises:
             UsageError: there are fewer examples than parts.
@@ -142,7 +142,7 @@ class Calibration:
         order = np.random.default_rng(seed).permutation(len(self))
         spare = len(self) - len(shares)
         ends = np.cumsum([1 + int(spare * share / sum(shares)) for share in shares])
-        return [self._pick(np.sort(part)) for part in np.split(order, ends)[: len(shares)]]
+        return [self._pick(part) for part in np.split(order, ends)[: len(shares)]]
 
     def take(self, count: int) -> Calibration:
         """The first examples."""

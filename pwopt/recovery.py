@@ -133,6 +133,7 @@ def recover(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    done: Callable[[float], None] = lambda _: None,
 ) -> Recovered:
     """Trains a classifier of one input against labels, a teacher's class scores, or both.
 
@@ -146,6 +147,7 @@ def recover(
         checkpoint: a file that every epoch is saved to, and from which training goes on. It stays:
             who has saved the result removes it.
         progress: called with a few words at the start of each step.
+        done: called with the share of the training that is done; an early end comes before 1.
 
     Raises:
         UsageError: no PyTorch, no labels and no teacher, data or a teacher that do not fit, layers
@@ -195,6 +197,7 @@ def recover(
         checkpoint=checkpoint,
         key=f"{_digest(graph, master, examples)} {options}",
         progress=progress,
+        done=done,
     )
     made = part.put_back(module.to_graph())
     return Recovered(

@@ -316,6 +316,8 @@ def _summary(report: Report) -> list[str]:
 def _approximation_lines(made: Approximation) -> list[str]:
     """What a lossy pass replaced, and what that cost on examples it had not seen."""
     count = len(made.layers)
+    if made.why_nothing:
+        return [_escaped(f"lossy       {made.pass_spec}: nothing inserted: {made.why_nothing}")]
     lines = [_escaped(f"lossy       {made.pass_spec}: {count} layer{'s' * (count != 1)} replaced")]
     for each in made.layers:
         times = [each.predicted_before_us, each.predicted_after_us]

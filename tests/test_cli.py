@@ -11,6 +11,7 @@ import pytest
 
 import pwopt
 from pwopt import cli, hardware
+from pwopt.cli import console
 from pwopt.cli.options import parse_shapes
 from pwopt.errors import UsageError
 from pwopt.models import blocks
@@ -223,3 +224,26 @@ def test_parse_shapes() -> None:
     for text in ("a", "a:", "a:1x", "a:0x2", ":1x2", "a:-1", "a:1,2"):
         with pytest.raises(UsageError, match="write NAME:1x3x224x224"):
             parse_shapes([text])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_for_terminals(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with console.Progress(quiet=False) as progress:
+        progress("epoch [1] of 2")
+        progress.share(0.5)
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert "epoch [1] of 2" in shown.err
+    assert ("50%" in shown.err) == terminal
+    assert terminal or shown.err == "epoch [1] of 2\n"
+    with console.Progress(quiet=True) as progress:
+        progress("epoch 1")
+        progress.share(0.5)
+    assert not capsys.readouterr().err

@@ -19,30 +19,57 @@ def console() -> Console:
 
 
 class Progress:
-    """A spinner on stderr where that is a terminal, else a line a step."""
+    """A spinner or a bar on stderr where that is a terminal, else a line a step."""
 
     def __init__(self, quiet: bool) -> None:
         from rich.console import Console
 
         self._quiet = quiet
         self._console = Console(stderr=True, highlight=False)
-        self._status: Any = None
+        self._shown: Any = None  # spinner or bar
+        self._task: Any = None  # of the bar
+        self._step = ""
 
     def __enter__(self) -> Progress:
         if not self._quiet and self._console.is_terminal:
-            self._status = self._console.status("starting")
-            self._status.__enter__()
+            self._shown = self._console.status("starting")
+            self._shown.start()
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self._status is not None:
-            self._status.__exit__(*details)
+        if self._shown is not None:
+            self._shown.stop()
 
     def __call__(self, step: str) -> None:
-        if self._status is not None:
-            self._status.update(step)
+        self._step = step
+        if self._task is not None:
+            self._shown.update(self._task, description=step)
+        elif self._shown is not None:
+            self._shown.update(step)
         elif not self._quiet:
             self.log(step)
+
+    def share(self, done: float) -> None:
+        """Shows as a bar how much is done, from 0 to 1, and how long the rest will take."""
+        if self._shown is None:
+            return
+        if self._task is None:
+            self._shown.stop()
+            self._shown = self._bar()
+            self._shown.start()
+            self._task = self._shown.add_task(self._step, total=1.0)
+        self._shown.update(self._task, completed=done)
+
+    def _bar(self) -> Any:
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        return progress.Progress(*columns, console=self._console, transient=True)
 
     def log(self, line: str) -> None:
         self._console.print(line, markup=False)

@@ -79,6 +79,7 @@ def recover(
             input_shapes=parse_shapes(input_shape),
             checkpoint=checkpoint,
             progress=progress,
+            done=progress.share,
         )
         frontend.save(made.graph, output)
         checkpoint.unlink(missing_ok=True)

@@ -247,6 +247,24 @@ class Graph:
         self._place(node, slots)
         return node
 
+    def add_like(self, node: Node, operands: Sequence[Value | None], types: Sequence[Type]) -> Node:
+        """Adds the operation of a node, of this or another graph, with its names and origin.
+
+        Raises:
+            IRError: an operand is not of this graph.
+        """
+        return self.add(
+            node.op,
+            operands,
+            node.attributes,
+            domain=node.domain,
+            types=types,
+            names=node.names,
+            name=node.name,
+            origin=node.origin,
+            captures=node.captures,
+        )
+
     def constant(self, array: np.ndarray, name: str = "", origin: Iterable[str] = ()) -> Value:
         """Adds a constant; the array must not be written to afterwards."""
         array = np.asarray(array)

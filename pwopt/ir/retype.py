@@ -50,17 +50,7 @@ def _again(graph: Graph, made: Graph, node: Node, nodes: Mapping[Node, Node]) ->
             types = _types(made, node, operands)
         except IRError as error:
             raise IRError(f"{node.label}: {error}") from error
-    return made.add(
-        node.op,
-        operands,
-        node.attributes,
-        domain=node.domain,
-        types=types,
-        names=node.names,
-        name=node.name,
-        origin=node.origin,
-        captures=node.captures,
-    )
+    return made.add_like(node, operands, types)
 
 
 def _types(made: Graph, node: Node, operands: list[Value | None]) -> tuple[Type, ...]:

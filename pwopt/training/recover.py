@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def recover(
     checkpoint: Path | None = None,
     key: str = "",
     progress: Callable[[str], None] = lambda _: None,
+    done: Callable[[float], None] = lambda _: None,
 ) -> tuple[int, int]:
     """Trains until the loss on held-out examples stops falling; keeps the best weights.
 
@@ -87,6 +88,7 @@ def recover(
         checkpoint: a file that every epoch is saved to, and from which it goes on.
         key: what the checkpoint must belong to.
         progress: told the losses after each epoch.
+        done: told the share of all epochs' steps after each step.
 
     Returns:
         epochs done, and the epoch of the best weights; 0 is the beginning.
@@ -104,9 +106,15 @@ def recover(
         progress(f"going on after epoch {trainer.epoch}")
     middle = schedule.epochs // 2
     while trainer.epoch < schedule.epochs and trainer.epoch - max(best_epoch, middle) < patience:
-        rows = batches(len(train), schedule.batch, trainer.generator)
-        pairs = ((train.batch(chosen), chosen) for chosen in rows)
-        mean = trainer.run_epoch(pairs, train.loss)
+        rows = list(batches(len(train), schedule.batch, trainer.generator))
+        steps = len(rows) * schedule.epochs
+
+        def drawn(rows: list[np.ndarray] = rows, steps: int = steps) -> Iterator[Any]:
+            for step, chosen in enumerate(rows, 1 + trainer.epoch * len(rows)):
+                yield train.batch(chosen), chosen
+                done(step / steps)
+
+        mean = trainer.run_epoch(drawn(), train.loss)
         loss = _held_out_loss(module, held_out)
         if loss < best:
             best, best_epoch = loss, trainer.epoch

@@ -405,6 +405,60 @@ def test_losers_are_kept_out_by_their_measured_time() -> None:
         assert change.measured_after_us == pytest.approx(1e-6 * change.macs_after)
 
 
+def test_a_network_that_gains_little_stays_as_it_is() -> None:
+    def measure(graph: Graph) -> list[KernelTime]:
+        """A fixed time besides a microsecond for 10**6 multiply-adds."""
+        nodes = graph.topological()
+        times = [KernelTime(frozenset(n.origin), 1e-6 * cost.node_macs(graph, n)) for n in nodes]
+        return [KernelTime(frozenset(), rest), *times]
+
+    rest = 0.0
+    gained = insert(network(), True, measure, budget=0.2).approximation
+    assert gained.layers
+    assert not gained.why_nothing
+    rest = 1000.0
+    made = insert(network(), True, measure, budget=0.2)
+    assert not made.approximation.layers
+    why = made.approximation.why_nothing
+    assert "measured" in why
+    assert why.endswith("less, and 5% would be worth a loss")
+    for change in gained.layers:
+        assert made.missed[change.node] == why
+    assert made.graph.to_onnx() == made.before.to_onnx()
+
+
+def test_plans_that_begin_alike_share_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = pwopt.load(network())
+    data, replaced, replace = examples(graph, 64), list[str](), bottleneck.replace
+
+    def counted(graph: Graph, layer: bottleneck.Layer, *rest: Any) -> float:
+        replaced.append(layer.label)
+        return replace(graph, layer, *rest)
+
+    monkeypatch.setattr(bottleneck, "replace", counted)
+    made = insert(graph, data, budget=0.1)
+    assert len(made.approximation.layers) == 3
+    # All plans differ; those that differ in the last layer alone have the others in common.
+    assert replaced.count("Conv 'conv_0'") < replaced.count("Conv 'conv_4'")
+
+
+def test_a_relu_behind_a_layer_hides_some_of_its_errors() -> None:
+    model = one_layer(decaying(64, 64, (3, 3)), batch="n", pads=[1] * 4)
+    graph = pwopt.load(model)
+    data = examples(graph, 32)
+    losses = []
+    for bounds in ((0.0, np.inf), (-np.inf, np.inf)):
+        (layer,) = (bottleneck.read(graph, n) for n in graph.topological() if n.op == "Conv")
+        assert isinstance(layer, bottleneck.Layer)
+        assert layer.bounds == (0.0, np.inf)
+        layer.bounds = bounds
+        bottleneck.observe(graph, [layer], data)
+        changed = graph.copy()
+        bottleneck.replace(changed, layer, Choice(None, 16, 0.0, 0.0), data)
+        losses.append(Judge(graph, data, "l2")(changed).l2)
+    assert losses[0] < 0.97 * losses[1]
+
+
 def test_a_corrected_bias_is_better_than_none() -> None:
     graph = pwopt.load(one_layer(decaying(64, 64, (3, 3)), batch="n", pads=[1] * 4))
     data = examples(graph, 32, shift=2.0)

@@ -104,10 +104,10 @@ def test_expansion_of_many_rows_is_that_of_least_squares() -> None:
     rng = np.random.default_rng(1)
     inside = rng.standard_normal((20000, 6)) + 3.0
     wanted = inside @ rng.standard_normal((6, 15)) + rng.standard_normal((20000, 15)) - 2.0
-    weights, bias = low_rank.fit_expansion(inside, wanted, np.zeros((15, 6)))
+    found = low_rank.fit(inside, wanted, np.zeros((15, 6)))
     solved = np.linalg.lstsq(np.c_[inside, np.ones(20000)], wanted, rcond=None)[0]
-    np.testing.assert_allclose(weights, solved[:-1].T, atol=2e-3)
-    np.testing.assert_allclose(bias, solved[-1], atol=2e-2)
+    np.testing.assert_allclose(found.weights, solved[:-1].T, atol=2e-3)
+    np.testing.assert_allclose(found.bias, solved[-1], atol=2e-2)
 
 
 def test_expansion_of_few_rows_stays_near_the_prior() -> None:
@@ -117,10 +117,11 @@ def test_expansion_of_few_rows_stays_near_the_prior() -> None:
     distances = []
     for count in (1, 4, 16, 400):
         inside = np.random.default_rng(3).standard_normal((400, 32))[:count]
-        weights, bias = low_rank.fit_expansion(inside, wanted[:count], prior)
-        distances.append(np.linalg.norm(weights - prior) / np.linalg.norm(prior))
-        mean = inside.mean(axis=0) @ weights.T + bias
-        np.testing.assert_allclose(mean, wanted[:count].mean(axis=0), atol=1e-9)
+        found = low_rank.fit(inside, wanted[:count], prior)
+        distances.append(np.linalg.norm(found.weights - prior) / np.linalg.norm(prior))
+        np.testing.assert_allclose(
+            found(inside).mean(axis=0), wanted[:count].mean(axis=0), atol=1e-9
+        )
     assert distances[0] == pytest.approx(0.0, abs=1e-12)
     assert distances == sorted(distances)
     assert distances[-1] > 0.5
@@ -128,9 +129,42 @@ def test_expansion_of_few_rows_stays_near_the_prior() -> None:
 
 def test_expansion_of_dead_channels_is_the_prior() -> None:
     prior = np.arange(6.0).reshape(3, 2)
-    weights, bias = low_rank.fit_expansion(np.zeros((10, 2)), np.ones((10, 3)), prior)
-    np.testing.assert_allclose(weights, prior)
-    np.testing.assert_allclose(bias, np.ones(3))
+    found = low_rank.fit(np.zeros((10, 2)), np.ones((10, 3)), prior)
+    np.testing.assert_allclose(found.weights, prior)
+    np.testing.assert_allclose(found.bias, np.ones(3))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_no_other_map_of_a_rank_is_nearer(rank: int) -> None:
+    rng = np.random.default_rng(4)
+    z = rng.standard_normal((5000, 8)) @ np.diag(np.geomspace(1, 1e-2, 8))
+    wanted = z @ rng.standard_normal((8, 12)) + 0.1 * rng.standard_normal((5000, 12)) + 1.0
+    found = low_rank.fit(z, wanted, np.zeros((12, 8)), rank=rank)
+    assert found.directions is not None
+    assert np.linalg.matrix_rank(found.weights) == found.directions.shape[1] == rank
+    np.testing.assert_allclose(found.directions.T @ found.directions, np.eye(rank), atol=1e-12)
+    full = np.linalg.lstsq(z - z.mean(0), wanted - wanted.mean(0), rcond=None)[0]
+    values = np.linalg.svd((z - z.mean(0)) @ full, compute_uv=False)
+    out_of_reach = np.sum((wanted - wanted.mean(0) - (z - z.mean(0)) @ full) ** 2)
+    best = out_of_reach + np.sum(values[rank:] ** 2)  # Eckart, Young
+    assert np.sum((found(z) - wanted) ** 2) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, np.inf), (0.0, 0.7), (-np.inf, 0.2)])
+def test_what_a_clip_hides_is_left_to_the_fit(bounds: tuple[float, float]) -> None:
+    rng = np.random.default_rng(5)
+    z = rng.standard_normal((4000, 6))
+    prior = rng.standard_normal((9, 6))
+    wanted = z @ prior.T + 0.3 * np.sin(5 * z) @ rng.standard_normal((6, 9)) - 0.4
+    bias = wanted.mean(axis=0)
+
+    def error(found: low_rank.Fit) -> float:
+        return float(np.sum((np.clip(found(z), *bounds) - np.clip(wanted, *bounds)) ** 2))
+
+    plain = low_rank.fit(z, wanted, prior, bias, rank=3)
+    clipped = low_rank.fit(z, wanted, prior, bias, rank=3, bounds=bounds)
+    assert error(clipped) < 0.96 * error(plain)
+    assert np.linalg.matrix_rank(clipped.weights) == 3
 
 
 def test_shrinking_keeps_the_trace_and_fades_with_rows() -> None:

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwopt.passes.rank_choice import Choice, Plan, most_aggressive, pareto, plans, refined
+from pwopt.passes.rank_choice import Choice, Plan, apart, most_aggressive, pareto, plans, refined
 
 numbers = st.integers(0, 12)
 lossy = st.builds(Choice, st.integers(1, 99), st.just(None), numbers.map(float), numbers.map(float))
@@ -114,3 +114,10 @@ def test_no_layer_of_a_refined_plan_has_a_faster_choice_that_fits(
         for choice in layer:
             other = (*found[:number], choice, *found[number + 1 :])
             assert choice.us >= found[number].us or not fits(other)
+
+
+def test_choices_that_are_nearly_as_fast_are_left_out() -> None:
+    choices = [Choice(rank, None, us, 0.0) for rank, us in enumerate((1.0, 1.9, 2.0, 3.5, 4.0))]
+    assert [c.us for c in apart(choices, 1.0)] == [1.0, 2.0, 4.0]
+    assert [c.us for c in apart(choices, 5.0)] == [4.0]
+    assert apart(choices, 0.0) == choices

@@ -293,6 +293,14 @@ def test_weights_that_nothing_betters_stay() -> None:
     assert made.after == made.before
 
 
+def test_the_share_that_is_done_rises_step_by_step_to_one() -> None:
+    told: list[float] = []
+    made = recover(spoilt(), pictures(), options(epochs=3, batch=32), done=told.append)
+    assert len(told) == 3 * (made.examples // 32) > 6
+    assert told == sorted(set(told))
+    assert told[-1] == 1.0
+
+
 def test_it_stops_early_and_keeps_the_best_weights() -> None:
     told: list[str] = []
     how = options(epochs=20, patience=2, rate=10.0)
