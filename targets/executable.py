@@ -1,32 +1,29 @@
-"""Executables: segments of machine code and of ONNX Runtime behind one ``run``.
+"""Executables: segments of machine code, of GPU kernels and of ONNX Runtime behind one ``run``.
 
-This module needs only TVM's FFI library, and its runtime for several threads.
+This module needs neither TVM nor onnx. Machine code needs TVM's FFI library, and its runtime for
+several threads; GPU kernels need the driver's bindings, and only once they are run.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pwopt.errors import CodegenError, UsageError
 from pwopt.ir.types import NUMPY_DTYPES
-from pwopt.targets import runtime
+from pwopt.targets.launches import LaunchList
 from pwopt.targets.timing import KernelTiming, fastest, kernel_counts, random_inputs, timings
 
-ALIGNMENT = 64
-SLACK = 64  # bytes that kernels may read past the end of any array
-_PAGE = 4096
-TIMED = "_timed"  # ends the name of the entry that notes the time before and after every kernel
-TIMESPEC_BYTES = 16  # of a note: seconds and nanoseconds
+if TYPE_CHECKING:
+    from pwopt.targets.cuda.segment import Device
 
 
 @dataclass(frozen=True)
@@ -54,13 +51,22 @@ class Port:
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """Machine code (``entry``) or a model for ONNX Runtime (``model``, a range of bytes)."""
+    """Machine code, GPU kernels, or a model for ONNX Runtime.
+
+    Attributes:
+        inputs, outputs: names are those inside the executable.
+        entry: symbol of the machine code.
+        workspace_bytes: of the machine code.
+        model: range of bytes among the models.
+        launches: of GPU kernels, by architecture.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     entry: str = ""
     workspace_bytes: int = 0
     model: tuple[int, int] = (0, 0)
+    launches: Mapping[str, LaunchList] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,6 +80,7 @@ class Manifest:
         lanes: float32 elements of the vectors in the machine code.
         bf16: whether the machine code has AVX512-BF16's instructions.
         triple: LLVM's name of the machine, empty for the one that it was built on.
+        cubins: by architecture and symbol of a kernel, its range of bytes among the cubins.
         metadata: pwopt's version, the source model's hash, target, passes and the like.
         report: one entry per kernel call: label, kernel, origin, macs, predicted_us, and how its
             weights are stored; and the fallback reasons.
@@ -86,12 +93,19 @@ class Manifest:
     lanes: int = 16
     bf16: bool = False
     triple: str = ""
+    cubins: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The manifest as text."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        plain = asdict(replace(self, segments=()))
+        plain["segments"] = [
+            asdict(replace(s, launches={}))
+            | {"launches": {arch: each.to_json() for arch, each in s.launches.items()}}
+            for s in self.segments
+        ]
+        return json.dumps({"format": FORMAT, **plain})
 
     @staticmethod
     def from_json(text: str) -> Manifest:
@@ -114,15 +128,20 @@ class Manifest:
                 s["entry"],
                 s["workspace_bytes"],
                 tuple(s["model"]),
+                {arch: LaunchList.from_json(each) for arch, each in s["launches"].items()},
             )
             for s in fields.pop("segments")
         )
+        fields["cubins"] = {
+            arch: {name: tuple(place) for name, place in kernels.items()}
+            for arch, kernels in fields["cubins"].items()
+        }
         return Manifest(
             ports(fields.pop("inputs")), ports(fields.pop("outputs")), segments, **fields
         )
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Executable:
@@ -134,6 +153,8 @@ class Executable:
         constants: packed weights, bytes.
         models: models of the ONNX Runtime segments, one after the other.
         path: the file that it was loaded from, None if it was compiled in this process.
+        cubins: machine code of the GPU kernels, one after the other.
+        device: that GPU kernels run on; None for the GPU of this thread's context, or the first.
     """
 
     def __init__(
@@ -143,12 +164,15 @@ class Executable:
         constants: np.ndarray,
         models: bytes,
         path: Path | None = None,
+        *,
+        cubins: np.ndarray | None = None,
+        device: Device | None = None,
     ) -> None:
         self.manifest, self.module, self.path = manifest, module, path
         self.constants, self.models = constants, models
-        self._segments = [
-            _Compiled(self, s) if s.entry else _Runtime(self, s) for s in manifest.segments
-        ]
+        self.cubins = np.zeros(0, np.uint8) if cubins is None else cubins
+        self.device = device
+        self._segments = [_segment(self, spec) for spec in manifest.segments]
         # What an input usually is is told by two comparisons; whatever else is looked at closely.
         self._inputs = [
             (p, NUMPY_DTYPES.get(p.dtype or ""), None if p.shape is None else tuple(p.shape))
@@ -175,19 +199,28 @@ class Executable:
         """What each kernel computes, and why anything runs in ONNX Runtime."""
         return self.manifest.report
 
-    def run(self, inputs: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+    def run(
+        self, inputs: Mapping[str, Any], out: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Runs the network once.
 
         Args:
             inputs: an array per graph input, of its dtype and shape; of optional type: None or
-                nothing where there is none.
+                nothing where there is none. Of a network that runs on a GPU as a whole: instead
+                tensors that lie there, with ``__dlpack__`` or ``__cuda_array_interface__``, which
+                are not copied.
+            out: contiguous tensors on the GPU for some of the outputs, where the inputs are ones.
 
         Returns:
-            The outputs in the model's order, arrays of their own.
+            The outputs in the model's order: arrays of their own, or tensors on the GPU with
+            ``__dlpack__``.
 
         Raises:
             UsageError: an input is missing, unknown, or of another dtype or shape.
+            CodegenError: the GPU that it is for is not there, or failed.
         """
+        if out is not None or (self._launched and _on_device(inputs)):
+            return self._on_device(inputs, out)
         values: dict[str, Any] = {}
         for port, dtype, shape in self._inputs:
             array = inputs.get(port.name)
@@ -231,6 +264,44 @@ class Executable:
 
         return timings(self.report, fastest(once, seconds))
 
+    def seconds_on_device(self, inputs: Mapping[str, np.ndarray], calls: int = 1) -> float:
+        """Mean time of one inference on the GPU, without copies to and from it.
+
+        Args:
+            inputs: as of :meth:`run`.
+            calls: inferences in a row that are measured.
+
+        Raises:
+            UsageError: parts of the network do not run on a GPU.
+        """
+        arrays = {p.key: _checked(p, inputs, self.manifest.inputs) for p in self.manifest.inputs}
+        segment = self._only_segment()
+        ordered = [arrays[p.key] for p in self.manifest.segments[0].inputs]
+        return float(segment.loaded.seconds(ordered, calls))
+
+    def _on_device(
+        self, inputs: Mapping[str, Any], out: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        results = self._only_segment().run_on_device(inputs, out)
+        assert isinstance(results, dict)
+        return results
+
+    @property
+    def _launched(self) -> bool:
+        return len(self._segments) == 1 and bool(self.manifest.segments[0].launches)
+
+    def _only_segment(self) -> Any:
+        """The segment of a network that runs on a GPU as a whole."""
+        if self._launched:
+            return self._segments[0]
+        if any(s.launches for s in self.manifest.segments):
+            parts = [str(each["node"]) for each in self.report.get("fallback", ())]
+            raise UsageError(
+                f"parts of the model run in ONNX Runtime ({', '.join(parts[:3])}): "
+                "only run() with NumPy arrays can be used"
+            )
+        raise UsageError("the executable is not for GPUs: only run() with NumPy arrays can be used")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one shared library that :func:`load_executable` reads.
 
@@ -254,53 +325,17 @@ def load_executable(path: str | os.PathLike[str]) -> Executable:
     return read_library(Path(path))
 
 
-class _Compiled:
-    """Runs one entry function; what runs need is pooled, so that threads do not wait."""
+def _segment(executable: Executable, spec: SegmentSpec) -> Any:
+    """What runs a segment."""
+    if spec.entry:
+        from pwopt.targets.machine_code import MachineCode
 
-    def __init__(self, executable: Executable, spec: SegmentSpec) -> None:
-        self._executable, self._spec = executable, spec
-        self._function: Any = None  # looked up on first use, which is when code is made in memory
-        self._constants = runtime.tensor(executable.constants)
-        self._pool: list[tuple[Any, dict[str, np.ndarray]]] = []
-        self._outputs = []
-        for port in spec.outputs:
-            dtype, shape = np.dtype(NUMPY_DTYPES[str(port.dtype)]), tuple(port.shape or ())
-            sizes = [size for size in shape if isinstance(size, int)]
-            self._outputs.append((port.key, dtype, shape, math.prod(sizes) * dtype.itemsize))
+        return MachineCode(executable, spec)
+    if spec.launches:
+        from pwopt.targets.cuda.segment import Launched
 
-    def run(self, values: dict[str, Any]) -> None:
-        if self._function is None:
-            self._function = self._entry(self._spec.entry)
-        self._call(self._function, values)
-
-    def timed(self, values: dict[str, Any], kernels: int) -> list[float]:
-        """Runs; returns the microseconds of each of so many kernels."""
-        times = aligned(TIMESPEC_BYTES * (kernels + 1))
-        self._call(self._entry(self._spec.entry + TIMED), values, runtime.tensor(times))
-        seconds, nanoseconds = times.view(np.int64).reshape(-1, 2).T
-        return (1e6 * np.diff(seconds) + 1e-3 * np.diff(nanoseconds)).tolist()  # type: ignore[no-any-return]
-
-    def _entry(self, name: str) -> Any:
-        triple = self._executable.manifest.triple
-        if not runs_here(triple.partition("-")[0]):
-            raise CodegenError(f"built for {triple}, this machine is {os.uname().machine}")
-        return self._executable.module[name]
-
-    def _call(self, function: Any, values: dict[str, Any], *more: Any) -> None:
-        try:
-            workspace, copies = self._pool.pop()
-        except IndexError:
-            workspace = runtime.tensor(aligned(max(self._spec.workspace_bytes, ALIGNMENT)))
-            copies = {}
-        inputs = [_bytes_of(values[p.key], copies, p.key) for p in self._spec.inputs]
-        outputs = []
-        for key, dtype, shape, size in self._outputs:
-            raw = aligned(max(size, 1))
-            values[key] = np.ndarray(shape, dtype, raw)
-            outputs.append(runtime.tensor(raw))
-        runtime.set_threads(self._executable.manifest.threads)
-        function(workspace, self._constants, *inputs, *outputs, *more)
-        self._pool.append((workspace, copies))
+        return Launched(executable, spec)
+    return _Runtime(executable, spec)
 
 
 class _Runtime:
@@ -344,37 +379,18 @@ class _Runtime:
             ) from error
 
 
+def _on_device(inputs: Mapping[str, Any]) -> bool:
+    """Whether some input is a tensor on a device."""
+    return any(
+        not isinstance(value, np.ndarray)
+        and (hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__"))
+        for value in inputs.values()
+    )
+
+
 def runs_here(machine: str) -> bool:
     """Whether this machine's processor is of a family, by the first part of its triple."""
     return machine in ("", os.uname().machine)
-
-
-def aligned(size: int) -> np.ndarray:
-    """Fresh bytes that start on a cache line, with readable slack behind them."""
-    raw = np.empty(size + ALIGNMENT + SLACK, np.uint8)
-    start = -runtime.address(raw) % ALIGNMENT
-    return raw[start : start + size]
-
-
-def _bytes_of(array: np.ndarray, copies: dict[str, np.ndarray], key: str) -> Any:
-    """An array as the flat, aligned bytes that entry functions take.
-
-    A copy goes where ``copies`` has one: fresh memory costs more than the copy (600 KB: 105 us, of
-    which 40 are page faults).
-    """
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if flat.size and flat.flags.writeable and _fits(runtime.address(flat), flat.size):
-        return runtime.tensor(flat)
-    if key not in copies or copies[key].size < flat.size:
-        copies[key] = aligned(max(flat.size, 1))
-    copies[key][: flat.size] = flat
-    return runtime.tensor(copies[key][: max(flat.size, 1)])
-
-
-def _fits(address: int, size: int) -> bool:
-    """Whether kernels can read foreign memory as it lies: aligned, the slack on its last page."""
-    end = address + size
-    return address % ALIGNMENT == 0 and (end - 1) // _PAGE == (end + SLACK - 1) // _PAGE
 
 
 def _checked(port: Port, inputs: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:

@@ -15,10 +15,10 @@ import numpy as np
 
 from pwopt import hardware
 from pwopt.errors import CodegenError
-from pwopt.targets import native, runtime
+from pwopt.targets import native
 from pwopt.targets.executable import Executable, Manifest, runs_here
 
-_BLOBS = ("manifest", "constants", "models")
+_BLOBS = ("manifest", "constants", "models", "cubins")
 _ASSEMBLY = """\
     .section .rodata
     .balign 64
@@ -74,14 +74,23 @@ def read_library(path: Path) -> Executable:
             library = ctypes.CDLL(str(link))
             manifest = Manifest.from_json(_blob(library, "manifest").tobytes().decode())
             _check_processor(path, manifest)
-            compiled = any(s.entry for s in manifest.segments)
-            if manifest.threads > 1 or any(hasattr(library, f"__{n}") for n in runtime.FUNCTIONS):
-                runtime.ensure_loaded(path.parent)
-            module: Any = runtime.load_module(link) if compiled else None
+            module: Any = None
+            if any(s.entry for s in manifest.segments):
+                module = _load(link, library, manifest, path.parent)
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CodegenError(f"{path} is no executable of pwopt ({error})") from None
     models = _blob(library, "models").tobytes()
-    return Executable(manifest, module, _blob(library, "constants"), models, path)
+    constants, cubins = _blob(library, "constants"), _blob(library, "cubins")
+    return Executable(manifest, module, constants, models, path, cubins=cubins)
+
+
+def _load(link: Path, library: ctypes.CDLL, manifest: Manifest, folder: Path) -> Any:
+    """The module of the machine code, once what it needs of TVM's runtime is there."""
+    from pwopt.targets import runtime
+
+    if manifest.threads > 1 or any(hasattr(library, f"__{n}") for n in runtime.FUNCTIONS):
+        runtime.ensure_loaded(folder)
+    return runtime.load_module(link)
 
 
 def _parts(executable: Executable, folder: Path) -> list[Path]:
@@ -94,6 +103,7 @@ def _parts(executable: Executable, folder: Path) -> list[Path]:
         "manifest": executable.manifest.to_json().encode(),
         "constants": executable.constants.data,
         "models": executable.models,
+        "cubins": executable.cubins.data,
     }
     for blob in _BLOBS:
         data, source = folder / f"{blob}.bin", folder / f"{blob}.s"

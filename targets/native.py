@@ -11,7 +11,8 @@ import tvm_ffi.libinfo
 
 from pwopt.ir.types import NUMPY_DTYPES
 from pwopt.targets import runtime
-from pwopt.targets.executable import ALIGNMENT, Manifest, Port
+from pwopt.targets.executable import Manifest, Port
+from pwopt.targets.machine_code import ALIGNMENT
 
 _FOLDER = Path(__file__).parent
 # The kernels' checks report through a function of TVM's; native.c does without it where it is not.
@@ -67,14 +68,16 @@ def _header(manifest: Manifest, needs_runtime: bool) -> str:
 def _reason(manifest: Manifest) -> str:
     """Why an executable cannot run without Python, or nothing."""
     fallback = manifest.report.get("fallback", ())
+    if manifest.metadata.get("target", "cpu") != "cpu":
+        return "it is for GPUs; run it in Python with pwopt.load_executable"
     if any(not s.entry for s in manifest.segments):
         first = f": {fallback[0]['node']} ({fallback[0]['reason']})" if fallback else ""
         return (
             f"a part of the model runs in ONNX Runtime{first}; run it in Python with "
             "pwopt.load_executable"
         )
-    if len(manifest.segments) != 1 or manifest.metadata.get("target", "cpu") != "cpu":
-        return "not a single segment for the CPU; run it in Python with pwopt.load_executable"
+    if len(manifest.segments) != 1:
+        return "not a single segment; run it in Python with pwopt.load_executable"
     return ""
 
 

@@ -8,8 +8,9 @@ chooses so that buffers share memory when their lifetimes allow.
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,10 +56,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Pointer:
-    """An address: a buffer and a byte offset, both aligned."""
+    """An address: a buffer and a byte offset, both aligned.
+
+    Attributes:
+        buffer: what it points into.
+        offset: bytes.
+        view: what a kernel touches from there on; None for the whole buffer.
+    """
 
     buffer: Buffer
     offset: int = 0
+    view: View | None = field(default=None, compare=False)
 
 
 def place(tensor: Tensor) -> tuple[Pointer, View]:
@@ -71,7 +79,7 @@ def place(tensor: Tensor) -> tuple[Pointer, View]:
     step = ALIGNMENT // view.itemsize
     base = view.offset // step * step
     shifted = View(view.shape, view.strides, view.offset - base, view.dtype)
-    return Pointer(tensor.buffer, base * view.itemsize), shifted
+    return Pointer(tensor.buffer, base * view.itemsize, shifted), shifted
 
 
 @dataclass
@@ -170,21 +178,19 @@ def assign_offsets(plan: Plan) -> None:
 
 
 def pack_constants(plans: Sequence[Plan]) -> np.ndarray:
-    """All constants as one array of bytes; sets their offsets. Small equal ones are stored once."""
+    """All constants as one array of bytes; sets their offsets. Equal ones are stored once."""
     chunks: list[np.ndarray] = []
-    known: dict[bytes | None, int] = {}
+    known: dict[bytes, int] = {}
     total = 0
     for buffer in dict.fromkeys(b for plan in plans for b in plan.constants):
         assert buffer.data is not None
         array = np.ascontiguousarray(buffer.data()).reshape(-1).view(np.uint8)
         buffer.bytes = array.nbytes
-        key = array.tobytes() if array.nbytes <= 4096 else None
+        key = hashlib.sha256(array.data).digest()
         if key in known:
-            buffer.offset = known[key]
+            buffer.offset, buffer.data = known[key], None
             continue
-        buffer.offset = total
-        if key is not None:
-            known[key] = total
+        buffer.offset = known[key] = total
         total += _rounded(array.nbytes + SLACK_BYTES)
         chunks.append(array)
         buffer.data = None  # the packed copy replaces it
@@ -238,7 +244,7 @@ def _share_in_place(steps: list[Step]) -> None:
             continue
         for later in steps[i : life[new][1] + 1]:
             later.pointers = tuple(
-                Pointer(old, p.offset) if p.buffer is new else p for p in later.pointers
+                replace(p, buffer=old) if p.buffer is new else p for p in later.pointers
             )
         step.shares = True
         life[old] = (life[old][0], life[new][1])

@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu import codegen
-from pwopt.targets.executable import TIMED, TIMESPEC_BYTES
+from pwopt.targets.machine_code import TIMED, TIMESPEC_BYTES
 from pwopt.targets.plan import SLACK_BYTES, Buffer, Plan, Pointer, Step
 
 _CLOCK_MONOTONIC = 1  # Linux, on every architecture; the call stays in user space, some 20 ns

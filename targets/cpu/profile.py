@@ -19,7 +19,7 @@ from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
 from pwopt.targets.cpu.rules import RULES
 from pwopt.targets.cpu.schedules import Schedules
-from pwopt.targets.executable import aligned
+from pwopt.targets.machine_code import aligned
 from pwopt.targets.plan import Plan, Step, assign_offsets, pack_constants
 
 _QUANTILE = 0.1  # of the samples: interference only ever adds

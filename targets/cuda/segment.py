@@ -1,0 +1,151 @@
+"""Segments of GPU kernels: from an executable's launch lists to runs on a device."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pwopt.errors import CodegenError, UsageError
+from pwopt.ir.types import NUMPY_DTYPES
+from pwopt.targets.cuda.arch import best
+from pwopt.targets.executable import Executable, Port, SegmentSpec
+from pwopt.targets.launches import LaunchList
+
+
+class Loaded(Protocol):
+    """A launch list on a device, with its constants; may be run from several threads at once."""
+
+    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        """Runs once.
+
+        Args:
+            inputs: of the shapes and dtypes that the segment has, whatever their strides.
+            outputs: contiguous; are written.
+        """
+
+
+class Device(Protocol):
+    """What runs launch lists: a GPU, or in the tests an emulator of one.
+
+    Attributes:
+        name: for messages.
+        capability: compute capability.
+    """
+
+    name: str
+    capability: tuple[int, int]
+
+    def load(
+        self,
+        launches: LaunchList,
+        kernels: Mapping[str, bytes],
+        constants: np.ndarray,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+    ) -> Loaded:
+        """Makes a launch list ready to run.
+
+        Args:
+            launches: of one segment.
+            kernels: the cubin of each kernel, by symbol.
+            constants: bytes of the whole executable.
+            inputs: arrays of the shapes and dtypes to come; contents mean nothing.
+            outputs: likewise.
+        """
+
+
+class Launched:
+    """Runs one launch list; it is loaded on first use, so that any machine can look inside."""
+
+    def __init__(self, executable: Executable, spec: SegmentSpec) -> None:
+        self._executable, self._spec = executable, spec
+        self._inputs = [_array(p) for p in spec.inputs]
+        self._outputs = [_array(p) for p in spec.outputs]
+        self._lock = threading.Lock()
+        self._loaded: Any = None
+
+    def run(self, values: dict[str, Any]) -> None:
+        """Adds the outputs to the values, by their names inside the executable."""
+        outputs = [np.empty(a.shape, a.dtype) for a in self._outputs]
+        self.loaded.run([values[p.key] for p in self._spec.inputs], outputs)
+        values.update((p.key, a) for p, a in zip(self._spec.outputs, outputs, strict=True))
+
+    def timed(self, values: dict[str, Any], _: int) -> list[float]:
+        """Runs; returns the microseconds of each kernel, one after the other."""
+        self.run(values)
+        us = self.loaded.kernel_us([values[p.key] for p in self._spec.inputs])
+        return list(us)
+
+    def run_on_device(
+        self, inputs: Mapping[str, Any], out: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Runs on tensors of the device; see :meth:`Executable.run`."""
+        ports = self._executable.manifest
+        given = {p.key: inputs[p.name] for p in ports.inputs if p.name in inputs}
+        missing = next((p for p in ports.inputs if p.key not in given), None)
+        if missing is not None or len(inputs) > len(ports.inputs):
+            known = ", ".join(str(p) for p in ports.inputs)
+            unknown = sorted(set(inputs) - {p.name for p in ports.inputs})
+            what = f"input {missing.name!r} is missing" if missing else f"no input {unknown[0]!r}"
+            raise UsageError(f"{what}; the model's inputs: {known}")
+        wanted = {p.key: out[p.name] for p in ports.outputs if p.name in out} if out else {}
+        results = self.loaded.run_on_device(
+            [(p, given[p.key]) for p in self._spec.inputs],
+            [(p, wanted.get(p.key)) for p in self._spec.outputs],
+        )
+        by_key = dict(zip((p.key for p in self._spec.outputs), results, strict=True))
+        return {p.name: by_key[p.key] for p in ports.outputs}
+
+    @property
+    def loaded(self) -> Any:
+        """The launch list on its device.
+
+        Raises:
+            CodegenError: there is no device, or none of the code runs on it.
+        """
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> Any:
+        executable, archs = self._executable, tuple(self._spec.launches)
+        device = executable.device or _gpu(archs)
+        arch = best(archs, device.capability)
+        if arch is None:
+            version = ".".join(map(str, device.capability))
+            raise CodegenError(
+                f"the executable holds machine code for {', '.join(archs)}; {device.name} has "
+                f"compute capability {version}: build it again with --arch for it"
+            )
+        places = executable.manifest.cubins[arch]
+        launches = self._spec.launches[arch]
+        kernels = {
+            each.kernel: executable.cubins[slice(*places[each.kernel])].tobytes()
+            for each in launches.launches
+        }
+        constants = executable.constants
+        return device.load(launches, kernels, constants, self._inputs, self._outputs)
+
+
+def _gpu(archs: Sequence[str]) -> Device:
+    from pwopt.targets.cuda import device
+
+    try:
+        return device.current()
+    except CodegenError as error:
+        raise CodegenError(
+            f"the executable is for GPUs ({', '.join(archs)}) and cannot run here: {error}"
+        ) from error
+
+
+def _array(port: Port) -> np.ndarray:
+    """An array of a port's shape and dtype that takes no memory."""
+    shape = tuple(int(size) for size in port.shape or ())
+    dtype = np.dtype(NUMPY_DTYPES[str(port.dtype)])
+    element = np.zeros((), dtype)
+    return np.broadcast_to(element, shape) if math.prod(shape) else np.zeros(shape, dtype)
