@@ -201,7 +201,7 @@ class Executable:
 
     def run(
         self, inputs: Mapping[str, Any], out: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, np.ndarray]:
         """Runs the network once.
 
         Args:
@@ -220,7 +220,8 @@ class Executable:
             CodegenError: the GPU that it is for is not there, or failed.
         """
         if out is not None or (self._launched and _on_device(inputs)):
-            return self._on_device(inputs, out)
+            results: dict[str, np.ndarray] = self._only_segment().run_on_device(inputs, out)
+            return results
         values: dict[str, Any] = {}
         for port, dtype, shape in self._inputs:
             array = inputs.get(port.name)
@@ -278,13 +279,6 @@ class Executable:
         segment = self._only_segment()
         ordered = [arrays[p.key] for p in self.manifest.segments[0].inputs]
         return float(segment.loaded.seconds(ordered, calls))
-
-    def _on_device(
-        self, inputs: Mapping[str, Any], out: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        results = self._only_segment().run_on_device(inputs, out)
-        assert isinstance(results, dict)
-        return results
 
     @property
     def _launched(self) -> bool:
