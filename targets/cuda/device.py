@@ -91,7 +91,7 @@ class CudaDevice:
         self.ordinal = ordinal
         handle = _call(driver.cuDeviceGet, ordinal)
         name = _call(driver.cuDeviceGetName, 256, handle)
-        self.name = name.decode().rstrip("\0")
+        self.name = name.split(b"\0")[0].decode()
         attribute = driver.CUdevice_attribute
         self.capability = (
             self._attribute(handle, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
@@ -389,8 +389,8 @@ class _Session:
         }
         for launch, node in zip(self._loaded.launches.launches, self._nodes, strict=True):
             if any(_base(argument).memory in moved for argument in launch.arguments):
-                parameters = self._node_parameters(launch, inputs, outputs)
-                _call(self._driver.cuGraphExecKernelNodeSetParams, self._bare, node, parameters)
+                with self._node_parameters(launch, inputs, outputs) as to:
+                    _call(self._driver.cuGraphExecKernelNodeSetParams, self._bare, node, to)
         self._places = (list(inputs), list(outputs))
 
     def _new_graph(self) -> Any:
@@ -405,8 +405,9 @@ class _Session:
             needed = [nodes[i] for i in after]
             if first is not None and any(a.start.kind == "input" for a in launch.reads):
                 needed.append(first)
-            node = self._node_parameters(launch, self._in.addresses, self._out.addresses)
-            made = _call(self._driver.cuGraphAddKernelNode, graph, needed, len(needed), node)
+            places = (self._in.addresses, self._out.addresses)
+            with self._node_parameters(launch, *places) as node:
+                made = _call(self._driver.cuGraphAddKernelNode, graph, needed, len(needed), node)
             nodes.append(made)
         return nodes
 
@@ -431,17 +432,21 @@ class _Session:
         context = _call(driver.cuCtxGetCurrent)
         return _call(driver.cuGraphAddMemcpyNode, graph, list(after), len(after), copy, context)
 
+    @contextlib.contextmanager
     def _node_parameters(
         self, launch: Launch, inputs: Sequence[int], outputs: Sequence[int]
-    ) -> Any:
+    ) -> Iterator[Any]:
         """A kernel node's parameters, with the inputs and outputs at these addresses."""
         node = self._driver.CUDA_KERNEL_NODE_PARAMS()
         node.func = self._loaded.function(launch)
         node.gridDimX, node.gridDimY, node.gridDimZ = launch.grid
         node.blockDimX, node.blockDimY, node.blockDimZ = launch.threads, 1, 1
         node.sharedMemBytes = launch.shared_bytes
-        node.kernelParams = self._parameters(launch, inputs, outputs)
-        return node
+        # The node points to the values but does not keep them: that is for who uses it.
+        parameters = self._parameters(launch, inputs, outputs)
+        node.kernelParams = parameters
+        yield node
+        del parameters
 
     def _parameters(
         self, launch: Launch, inputs: Sequence[int], outputs: Sequence[int]

@@ -112,6 +112,16 @@ static bool holds(CUdeviceptr at, size_t size) {
   --next;
   return at + size <= next->first + next->second;
 }
+API cuPointerGetAttributes(unsigned n, CUpointer_attribute* which, void** data, CUdeviceptr at) {
+  for (unsigned i = 0; i < n; i++) {
+    int value = which[i] == CU_POINTER_ATTRIBUTE_MEMORY_TYPE ? CU_MEMORYTYPE_DEVICE : 0;
+    *(int*)data[i] = holds(at, 1) ? value : which[i] == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL ? -2 : 0;
+  }
+  return CUDA_SUCCESS;
+}
+API cuPointerGetAttribute(void* data, CUpointer_attribute which, CUdeviceptr at) {
+  return cuPointerGetAttributes(1, &which, &data, at);
+}
 API cuMemGetInfo_v2(size_t* free_, size_t* total) {
   return *total = 1ull << 34, *free_ = *total - (size_t)live["memory"], CUDA_SUCCESS;
 }
@@ -291,6 +301,7 @@ API cuEventCreate(CUevent* event, unsigned) {
 }
 API cuEventDestroy_v2(CUevent) { return count("event", -1), CUDA_SUCCESS; }
 API cuEventRecord(CUevent, CUstream) { return CUDA_SUCCESS; }
+API cuStreamWaitEvent(CUstream, CUevent, unsigned) { return CUDA_SUCCESS; }
 API cuEventSynchronize(CUevent) { return CUDA_SUCCESS; }
 API cuEventElapsedTime_v2(float* ms, CUevent, CUevent) { return *ms = 0.5f, CUDA_SUCCESS; }
 
