@@ -58,7 +58,8 @@ DIAMOND = (
 
 
 def expected(x: np.ndarray) -> np.ndarray:
-    return (2 * x + 4) * (2 * x + 5)
+    result: np.ndarray = (2 * x + 4) * (2 * x + 5)
+    return result
 
 
 def executable(folder: Path, archs: tuple[str, ...] = ("sm_90",)) -> Executable:
