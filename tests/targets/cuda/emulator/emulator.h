@@ -356,16 +356,16 @@ static inline void mbarrier_arrive(uint at, int bytes = 0) {
 }
 
 // What cuTensorMapEncodeTiled describes; byte strides, innermost axis first.
-struct alignas(64) TensorMap {
+struct TensorMap {
   char* base; int64_t dim[5], stride[5]; int rank, size, box[5], step[5], swizzle;
 };
-struct Load { uint to; const TensorMap* map; int at[5]; uint barrier; };
+struct Load { uint to; TensorMap map; int at[5]; uint barrier; };
 static std::deque<Load> loads;
 static inline uint swizzled(uint at, int bytes) {
   return bytes ? at ^ ((at >> 7 & (bytes / 16 - 1)) << 4) : at;
 }
 static inline void land(const Load& l) {
-  const TensorMap& t = *l.map;
+  const TensorMap& t = l.map;
   int64_t count = 1;
   for (int i = 0; i < t.rank; i++) count *= (t.box[i] + t.step[i] - 1) / t.step[i];
   for (int64_t e = 0; e < count; e++) {
@@ -383,8 +383,8 @@ static inline void land(const Load& l) {
   mbarrier_check(b);
 }
 static inline void tma_load(uint to, const void* map, std::initializer_list<int> at, uint barrier) {
-  Load l{to, (const TensorMap*)map, {}, barrier};
-  if (to % (l.map->swizzle ? l.map->swizzle * 8 : 128)) fail("misaligned TMA destination");
+  Load l{to, *(const TensorMap*)map, {}, barrier};  // a parameter of a thread that may end first
+  if (to % (l.map.swizzle ? l.map.swizzle * 8 : 128)) fail("misaligned TMA destination");
   int i = 0;
   for (int x : at) l.at[i++] = x;
   if (timing == EARLY) land(l); else loads.push_back(l);

@@ -1,0 +1,353 @@
+"""Convolutions on Hopper's warpgroup products (sm_90a), fed by the tensor memory accelerator.
+
+One thread copies boxes of the input and of the weights into a ring of stages in shared memory;
+padding, strides and the channels' tail come from the box: what lies outside of the tensor is zero.
+Two warpgroups multiply. Blocks are persistent: while the last ones of a tile are written, the
+copies of the next tile are on their way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from pwopt.ir.program import Program
+from pwopt.targets.cuda.codegen import (
+    Array,
+    Block,
+    Expr,
+    Memory,
+    all_of,
+    barrier,
+    branch,
+    call,
+    kernel,
+    let,
+    ptx,
+    serial,
+    when,
+)
+from pwopt.targets.cuda.kernel import Kernel
+from pwopt.targets.cuda.kernels.functions import evaluate
+from pwopt.targets.cuda.kernels.wgmma_tiling import (
+    ROW_BYTES,
+    STAGED,
+    TYPES,
+    Shape,
+    WgmmaTile,
+    as_one_row,
+)
+from pwopt.targets.views import View
+from pwopt.targets.windows import Window
+
+_GROUP = 128  # threads
+_PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
+
+# The accumulators are written behind the compiler's back: no read may move before the wait.
+_KEEP = """
+__forceinline__ __device__ void pw_keep(float& x) {
+  asm volatile("" : "+f"(x) : : "memory");
+}
+"""
+
+
+def wgmma(
+    x: View,
+    y: View,
+    window: Window,
+    program: Program,
+    extras: tuple[View, ...],
+    tile: WgmmaTile,
+) -> Kernel:
+    """A convolution of one group, bias and epilogue.
+
+    Pointers: x, the weights and the bias of :func:`pack_wgmma`, the extras, y. With ``tile.splits``
+    > 1 the parts of the reduction follow each other in memory, each a whole y; bias and epilogue
+    are for whoever adds them up.
+
+    Args:
+        x: (N, H, W, C) of float16, bfloat16 or float32 (multiplied as TF32); unit channel stride,
+            other strides and the offset multiples of 16 bytes.
+        y: (N, OH, OW, OC), unit channel stride.
+        window: of the convolution.
+        program: of the epilogue; argument 0 is the sum with the bias.
+        extras: its other arguments, broadcast to the shape of y.
+        tile: how the work is cut.
+    """
+    part = y.shape[0] * y.strides[0] if tile.splits > 1 else 0
+    shape = Shape(*as_one_row(x, y, extras, window), window, tile, part)
+    if (tile.splits - 1) * shape.steps_of_split >= shape.steps:
+        raise ValueError(f"{shape.steps} steps in {tile.splits} parts")
+    dtypes = [x.dtype, x.dtype, "float32", *(e.dtype for e in extras), y.dtype]
+
+    def body(block: Block, *memories: Memory) -> None:
+        _Body(shape, program, block, memories).emit()
+
+    consumers = tile.pixels // 64
+    return kernel(
+        dtypes,
+        body,
+        grid=(min(shape.tiles, tile.blocks), 1, 1),
+        threads=_GROUP * (consumers + 1),
+        shared_bytes=shape.shared_bytes,
+        maps=shape.maps(),
+        blocks_per_multiprocessor=1,
+    )
+
+
+class _Body:
+    """Emits the statements of one kernel."""
+
+    def __init__(
+        self, shape: Shape, program: Program, block: Block, memories: tuple[Memory, ...]
+    ) -> None:
+        self.shape, self.tile, self.program, self.block = shape, shape.tile, program, block
+        _, _, self.bias, *self.extras, self.y = memories
+        self.consumers = self.tile.pixels // 64
+        self.pixels = block.shared(shape.x.dtype)
+        self.weights = block.shared(shape.x.dtype, self.tile.stages * shape.ring[0] * shape.size)
+        self.staged = block.shared("float32", shape.ring_bytes)
+        self.barriers = block.static(2 * self.tile.stages, "uint64", "barriers", align=8)
+        self.ring = Array(2, "int32", "ring")  # stage, and the parity of its turn
+
+    def emit(self) -> None:
+        stages = self.tile.stages
+        group = let(
+            T.tvm_warp_shuffle(T.uint32(0xFFFFFFFF), self.block.thread // _GROUP, 0, 32, 32)
+        )
+        with when(self.block.thread == 0):
+            for stage in range(stages):
+                for at, arrivals in ((stage, 1), (stages + stage, self.consumers)):
+                    ptx("mbarrier.init.shared.b64", self._barrier(at), T.uint32(arrivals))
+        ptx("fence.mbarrier_init.release.cluster")
+        ptx("fence.proxy.async.shared::cta")
+        barrier()
+        self.ring[0] = 0
+        self.ring[1] = 0
+        many = self.consumers == 2 and self.tile.columns >= 128
+
+        def produce() -> None:
+            if many:
+                ptx("setmaxnreg.dec.sync.aligned.u32", _PRODUCER_REGISTERS)
+            with when(self.block.thread == self.consumers * _GROUP), self._each_tile() as position:
+                self._produce(position)
+
+        def consume() -> None:
+            if many:
+                ptx("setmaxnreg.inc.sync.aligned.u32", _CONSUMER_REGISTERS)
+            self._consume(group)
+
+        branch(group == self.consumers, produce, consume)
+
+    def _barrier(self, index: Expr) -> Expr:
+        return self.barriers.address(index)
+
+    def _advance(self) -> None:
+        self.ring[0] = self.ring[0] + 1
+        with when(self.ring[0] == self.tile.stages):
+            self.ring[0] = 0
+            self.ring[1] = self.ring[1] ^ 1
+
+    @contextmanager
+    def _each_tile(self) -> Iterator[_Position]:
+        """The loop over the tiles of this block."""
+        shape, tile = self.shape, self.tile
+        grid = min(shape.tiles, tile.blocks)
+        with serial(-(-shape.tiles // grid)) as turn:
+            index = let(self.block.x + turn * grid)
+            with when(True if shape.tiles % grid == 0 else index < shape.tiles):
+                (w, h, n), (across, down, _) = shape.boxes.sizes, shape.boxes.counts
+                rest = index // shape.panels
+                box = rest // tile.splits
+                yield _Position(
+                    panel=let(index % shape.panels),
+                    split=let(rest % tile.splits),
+                    column=let(box % across * w),
+                    row=let(box // across % down * h),
+                    image=let(box // (across * down) * n),
+                )
+
+    def _steps(self, split: Expr) -> Expr:
+        shape = self.shape
+        each = shape.steps_of_split
+        if each * self.tile.splits == shape.steps:
+            return each
+        return T.max(T.min(each, shape.steps - split * each), 0)
+
+    def _produce(self, at: _Position) -> None:
+        shape, tile, ring = self.shape, self.tile, self.ring
+        copied = (shape.boxes.pixels * shape.depth + shape.ring[1]) * shape.size
+        (_, right), (down, across) = shape.window.kernel, shape.window.dilations
+        top, left = shape.window.pads
+        with serial(self._steps(at.split)) as k:
+            step = let(at.split * shape.steps_of_split + k)
+            tap = let(step // shape.chunks)
+            full = self._barrier(ring[0])
+            T.evaluate(T.cuda.mbarrier_wait(self._barrier(tile.stages + ring[0]), ring[1] ^ 1))
+            ptx("mbarrier.arrive.expect_tx.shared.b64", full, T.uint32(copied))
+            ptx(
+                _copy_of_box(4),
+                self.pixels.address(ring[0] * shape.ring[0]),
+                self.block.maps[0],
+                step % shape.chunks * shape.depth,
+                at.column * shape.window.strides[1] + tap % right * across - left,
+                at.row * shape.window.strides[0] + tap // right * down - top,
+                at.image,
+                full,
+            )
+            ptx(
+                _copy_of_box(2),
+                self.weights.address(ring[0] * shape.ring[1]),
+                self.block.maps[1],
+                step * shape.depth,
+                at.panel * tile.columns,
+                full,
+            )
+            self._advance()
+
+    def _consume(self, group: Expr) -> None:
+        shape, tile, ring = self.shape, self.tile, self.ring
+        sums = Array(tile.columns // 2, name="sums")
+        rows = (  # of the operands in stage 0
+            let(_descriptor(self.pixels.address(group * 64 * shape.depth))),
+            let(_descriptor(self.weights.address())),
+        )
+        with self._each_tile() as at:
+            with serial(self._steps(at.split)) as k:
+                T.evaluate(T.cuda.mbarrier_wait(self._barrier(ring[0]), ring[1]))
+                ptx("wgmma.fence.sync.aligned")
+                self._multiply(sums, rows, k)
+                ptx("wgmma.commit_group.sync.aligned")
+                # One group stays in flight: the stage before this one is free.
+                ptx("wgmma.wait_group.sync.aligned", 1)
+                with when(T.And(k > 0, self.block.thread % _GROUP == 0)):
+                    self._free_last()
+                self._advance()
+            ptx("wgmma.wait_group.sync.aligned", 0)
+            with when(self.block.thread % _GROUP == 0):
+                self._free_last()
+            for i in range(sums.size):
+                call("pw_keep", sums[i], source=_KEEP)
+            self._write(sums, at)
+
+    def _free_last(self) -> None:
+        """Gives the stage before the present one back to the producer."""
+        stages = self.tile.stages
+        last = T.if_then_else(self.ring[0] == 0, stages - 1, self.ring[0] - 1)
+        ptx("mbarrier.arrive.shared.b64", self._barrier(stages + last))
+
+    def _multiply(self, sums: Array, rows: tuple[Expr, Expr], k: Expr) -> None:
+        shape = self.shape
+        kind, depth = TYPES[shape.x.dtype], 32 // shape.size
+        product = f"wgmma.mma_async.sync.aligned.m64n{self.tile.columns}k{depth}.f32.{kind}.{kind}"
+        flags = (1, 1, 0, 0) if shape.size == 2 else (1, 1)  # signs; row-major operands
+        for part in range(ROW_BYTES // 32):
+            operands = (
+                rows[i]
+                + T.cast(self.ring[0] * (shape.ring[i] * shape.size // 16) + part * 2, "uint64")
+                for i in (0, 1)
+            )
+            adds = T.bool(True) if part else k > 0
+            ptx(product, *(sums[i] for i in range(sums.size)), *operands, adds, *flags)
+
+    def _write(self, sums: Array, at: _Position) -> None:
+        """Turns rows of 16 pixels through shared memory, so that stores are 16 bytes wide."""
+        lane, row = self.block.lane, self.shape.staged_row
+        start = let(self.block.warp * (16 * row))
+        for first in range(0, self.tile.columns, STAGED):
+            width = min(STAGED, self.tile.columns - first)
+            T.evaluate(T.cuda.warp_sync())
+            for j in range(width // 8):
+                for half in range(2):
+                    to = start + (lane // 4 + half * 8) * row + j * 8 + lane % 4 * 2
+                    source = ((first // 8 + j) * 2 + half) * 2
+                    self.staged.store(to, [sums[source], sums[source + 1]], align=8)
+            T.evaluate(T.cuda.warp_sync())
+            per_row = width // 8
+            with serial(-(-16 * per_row // 32)) as turn:
+                item = let(turn * 32 + lane)
+                inside = True if per_row % 2 == 0 else item < 16 * per_row
+                with when(inside):
+                    self._write_chunk(at, start, item // per_row, first, item % per_row * 8)
+
+    def _write_chunk(self, at: _Position, start: Expr, row: Expr, first: int, chunk: Expr) -> None:
+        """Eight output channels of one pixel."""
+        shape = self.shape
+        (w, h, _), channels = shape.boxes.sizes, shape.y.shape[3]
+        pixel = let(self.block.warp * 16 + row)
+        index = (
+            let(at.image + pixel // (w * h)),
+            let(at.row + pixel // w % h),
+            let(at.column + pixel % w),
+            let(at.panel * self.tile.columns + first + chunk),
+        )
+        limits = [index[a] < shape.y.shape[a] for a in (0, 1, 2) if shape.y.shape[a] > 1]
+        with when(all_of(pixel < shape.boxes.pixels, index[3] < channels, *limits)):
+            sums = self.staged.load(start + row * shape.staged_row + chunk, 8)
+            self._finish(index, sums, at)
+
+    def _finish(self, index: tuple[Expr, ...], sums: list[Expr], at: _Position) -> None:
+        shape, channels = self.shape, self.shape.y.shape[3]
+        align = _alignment(shape.y)
+        to = shape.y.at(*index)
+        if self.tile.splits > 1:
+            values, to = sums, let(to + at.split * shape.part)
+        else:
+            values = [s + b for s, b in zip(sums, self.bias.load(index[3], 8), strict=True)]
+
+        def extra(view: View, memory: Memory, count: int, first: int) -> list[Expr]:
+            place = view.at(*index)
+            if view.strides[3] == 0:
+                return memory.load(place, 1) * count
+            return memory.load(place + first, count, _alignment(view))
+
+        def store(first: int, count: int) -> None:
+            others = [
+                extra(v, m, count, first) for v, m in zip(shape.extras, self.extras, strict=True)
+            ]
+            done = [
+                evaluate(self.program, [values[first + i], *(o[i] for o in others)])
+                for i in range(count)
+            ]
+            self.y.store(to + first, done, align)
+
+        def some() -> None:
+            for i in range(8):
+                with when(index[3] + i < channels):
+                    store(i, 1)
+
+        branch(True if channels % 8 == 0 else index[3] + 8 <= channels, lambda: store(0, 8), some)
+
+
+def _alignment(view: View) -> int:
+    """Bytes that the addresses of every eighth channel are multiples of."""
+    return math.gcd(16, *(s * view.itemsize for s in (*view.strides[:3], view.offset)))
+
+
+@dataclass(frozen=True)
+class _Position:
+    """A tile: its panel of output channels, part of the reduction, first pixel."""
+
+    panel: Expr
+    split: Expr
+    column: Expr
+    row: Expr
+    image: Expr
+
+
+def _descriptor(address: Expr) -> Expr:
+    """Rows of 128 bytes in shared memory, swizzled, as the operand of a warpgroup's product.
+
+    The matrix descriptor of PTX: address, distance of 8 rows and mode of the swizzle.
+    """
+    start = T.cast(T.cuda.cvta_generic_to_shared(address), "uint64")
+    eight_rows, swizzled = 8 * ROW_BYTES >> 4, 1
+    return (start >> T.uint64(4)) | T.uint64(1 << 16 | eight_rows << 32 | swizzled << 62)
+
+
+def _copy_of_box(rank: int) -> str:
+    return f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"

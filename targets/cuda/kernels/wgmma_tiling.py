@@ -1,0 +1,297 @@
+"""How convolutions on Hopper's warpgroup products are cut: tiles, boxes, stages, parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pwopt.targets.cuda.arch import Gpu
+from pwopt.targets.cuda.kernel import TensorMap
+from pwopt.targets.views import View, itemsize
+from pwopt.targets.windows import Window
+
+ROW_BYTES = 128  # of a stage: one swizzled row of 16-byte chunks
+STAGED = 128  # columns that a warp stages at a time
+TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32"}
+_BOX = 256  # largest extent of a copied box
+
+
+@dataclass(frozen=True)
+class WgmmaTile:
+    """How the work is cut.
+
+    Attributes:
+        pixels: of a tile, 64 for each warpgroup that multiplies; 64, 128 or 192.
+        columns: output channels of a tile, a multiple of 8 up to 256.
+        stages: of the ring.
+        splits: parts of the reduction that blocks of their own add up; see :func:`wgmma`.
+        blocks: of the grid at most, those that the GPU runs at once.
+    """
+
+    pixels: int = 128
+    columns: int = 128
+    stages: int = 4
+    splits: int = 1
+    blocks: int = 132
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Tiles of output pixels as boxes of the input: (width, height, images) and their numbers."""
+
+    sizes: tuple[int, int, int]
+    counts: tuple[int, int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Of a tile that count, of a box that lies inside."""
+        return math.prod(self.sizes)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution as the kernel sees it, and what follows from its tile.
+
+    Attributes:
+        x, y, extras: operands as (N, H, W, C), a pointwise one as one row of pixels.
+        window: of the convolution.
+        tile: how it is cut.
+        part: elements between partial sums of the same output.
+    """
+
+    x: View
+    y: View
+    extras: tuple[View, ...]
+    window: Window
+    tile: WgmmaTile
+    part: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element of the operands."""
+        return itemsize(self.x.dtype)
+
+    @property
+    def depth(self) -> int:
+        """Input channels of a step."""
+        return ROW_BYTES // self.size
+
+    @property
+    def chunks(self) -> int:
+        """Steps of one tap."""
+        return -(-self.x.shape[3] // self.depth)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole reduction."""
+        return math.prod(self.window.kernel) * self.chunks
+
+    @property
+    def steps_of_split(self) -> int:
+        """Of all parts of the reduction but the last."""
+        return -(-self.steps // self.tile.splits)
+
+    @property
+    def panels(self) -> int:
+        """Tiles of output channels."""
+        return -(-self.y.shape[3] // self.tile.columns)
+
+    @property
+    def boxes(self) -> Boxes:
+        """Tiles of output pixels."""
+        images, height, width, _ = self.y.shape
+        down, right = self.window.strides
+        best: tuple[tuple[int, int], Boxes] | None = None
+        for w in range(1, min(width, self.tile.pixels) + 1):
+            for h in range(1, min(height, self.tile.pixels // w) + 1):
+                if max((w - 1) * right, (h - 1) * down) >= _BOX:
+                    break
+                whole = (w, h) == (width, height)
+                n = min(images, self.tile.pixels // (w * h)) if whole else 1
+                counts = (-(-width // w), -(-height // h), -(-images // n))
+                key = (math.prod(counts), -w)
+                if best is None or key < best[0]:
+                    best = (key, Boxes((w, h, n), counts))
+        assert best is not None
+        return best[1]
+
+    @property
+    def tiles(self) -> int:
+        """Of all blocks together."""
+        return math.prod(self.boxes.counts) * self.panels * self.tile.splits
+
+    @property
+    def ring(self) -> tuple[int, int]:
+        """Elements of a stage: of pixels, of weights."""
+        return self.tile.pixels * self.depth, self.tile.columns * self.depth
+
+    @property
+    def ring_bytes(self) -> int:
+        """Of all stages."""
+        return self.tile.stages * sum(self.ring) * self.size
+
+    @property
+    def staged_row(self) -> int:
+        """Floats of a row that a warp stages; off by 16 bytes, for the banks' sake."""
+        return min(self.tile.columns, STAGED) + 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        warps = self.tile.pixels // 16
+        return self.ring_bytes + warps * 16 * self.staged_row * 4
+
+    def maps(self) -> tuple[TensorMap, TensorMap]:
+        """Windows on the input, innermost axis first, and on the packed weights."""
+        images, height, width, channels = self.x.shape
+        per_image, per_row, per_pixel, _ = (s * self.size for s in self.x.strides)
+        w, h, n = self.boxes.sizes
+        down, right = self.window.strides
+        pixels = TensorMap(
+            pointer=0,
+            dtype=self.x.dtype,
+            offset=self.x.offset,
+            dims=(channels, width, height, images),
+            strides=(per_pixel, per_row, per_image),
+            box=(self.depth, (w - 1) * right + 1, (h - 1) * down + 1, n),
+            steps=(1, right, down, 1),
+        )
+        row = self.steps * self.depth
+        weights = TensorMap(
+            pointer=1,
+            dtype=self.x.dtype,
+            offset=0,
+            dims=(row, self.panels * self.tile.columns),
+            strides=(row * self.size,),
+            box=(self.depth, self.tile.columns),
+            steps=(1, 1),
+        )
+        return pixels, weights
+
+
+def as_one_row(
+    x: View, y: View, extras: tuple[View, ...], window: Window
+) -> tuple[View, View, tuple[View, ...]]:
+    """The operands of a pointwise convolution as one row of pixels, where all lie so."""
+    if window != Window():
+        return x, y, extras
+    flat = [_row(view) for view in (x, y, *extras)]
+    if any(view is None for view in flat):
+        return x, y, extras
+    rows = [view for view in flat if view is not None]
+    return rows[0], rows[1], tuple(rows[2:])
+
+
+def _row(view: View) -> View | None:
+    *outer, channels = view.shape
+    pixels = replace(view, shape=tuple(outer), strides=view.strides[:3]).reshape(
+        (1, 1, math.prod(outer))
+    )
+    if pixels is None:
+        return None
+    return replace(
+        pixels, shape=(*pixels.shape, channels), strides=(*pixels.strides, view.strides[3])
+    )
+
+
+def takes(x: View, window: Window, groups: int) -> bool:
+    """Whether :func:`wgmma` can read an input."""
+    strides = [s for s, e in zip(x.strides[:3], x.shape[:3], strict=True) if e > 1]
+    aligned = all(j * x.itemsize % 16 == 0 for j in (x.offset, *strides))
+    unit = x.strides[3] == 1 or x.shape[3] == 1
+    return groups == 1 and x.dtype in TYPES and aligned and unit and max(window.strides) <= 8
+
+
+def pack_wgmma(
+    weight: np.ndarray, bias: np.ndarray | None, columns: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias as :func:`wgmma` reads them, float32, filled up with zeros.
+
+    Args:
+        weight: (OC, IC, KH, KW).
+        bias: (OC,), or none.
+        columns: of a tile.
+        size: bytes of an element as it is stored.
+
+    Returns:
+        (OC rounded up to tiles, taps * IC rounded up to steps), and as many biases.
+    """
+    out, channels, *taps = weight.shape
+    depth = ROW_BYTES // size
+    rows = -(-out // columns) * columns
+    packed = np.zeros((rows, *taps, -(-channels // depth) * depth), np.float32)
+    packed[:out, ..., :channels] = weight.transpose(0, 2, 3, 1)
+    biases = np.zeros(rows, np.float32)
+    if bias is not None:
+        biases[:out] = bias
+    return packed.reshape(rows, -1), biases
+
+
+def choose_wgmma(x: View, y: View, window: Window, gpu: Gpu, shared_bytes: int) -> WgmmaTile:
+    """The tile of the least predicted time.
+
+    A block's step takes as long as its products, or as its copies if those take longer; a tile
+    adds the latency of its first copies and of its stores; parts of a reduction add a launch and
+    their way through memory. Not measured on a GPU yet.
+
+    Args:
+        x: the input.
+        y: the output.
+        window: of the convolution.
+        gpu: that it is for.
+        shared_bytes: that a block may have.
+    """
+    best: tuple[float, WgmmaTile] | None = None
+    for pixels in (64, 128):
+        for columns in _COLUMNS:
+            if columns > _COLUMNS[0] and columns - _COLUMNS[0] >= y.shape[3]:
+                break
+            for splits in _SPLITS:
+                shape = _fitting(x, y, window, gpu, shared_bytes, (pixels, columns, splits))
+                if shape is None:
+                    continue
+                time = _predicted_cycles(shape)
+                if best is None or time < best[0]:
+                    best = (time, shape.tile)
+    assert best is not None
+    return best[1]
+
+
+_COLUMNS = (16, 32, 48, 64, 96, 128, 192, 256)
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+_MOST_STAGES, _LEAST_STAGES = 6, 3
+# Cycles. Products: 1024 multiply-adds a cycle of 16-bit numbers; the copies' share of the level-2
+# cache: 5.5 TB/s over 132 multiprocessors at 1.755 GHz; the rest are estimates.
+_PRODUCTS, _COPIED, _LATENCY, _LAUNCH = 1024, 24, 1500, 3000
+
+
+def _fitting(
+    x: View, y: View, window: Window, gpu: Gpu, shared_bytes: int, cut: tuple[int, int, int]
+) -> Shape | None:
+    """The convolution cut in tiles, with as many stages as there is memory for."""
+    pixels, columns, splits = cut
+    for stages in range(_MOST_STAGES, _LEAST_STAGES - 1, -1):
+        tile = WgmmaTile(pixels, columns, stages, splits, gpu.multiprocessors)
+        shape = Shape(*as_one_row(x, y, (), window), window, tile)
+        if (splits - 1) * shape.steps_of_split >= shape.steps:
+            return None
+        if shape.shared_bytes + _STATIC_BYTES <= shared_bytes:
+            return shape
+    return None
+
+
+_STATIC_BYTES = 1024  # of barriers, as aligned as the ring
+
+
+def _predicted_cycles(shape: Shape) -> float:
+    tile = shape.tile
+    products = tile.pixels * tile.columns * shape.depth / (_PRODUCTS * 2 / shape.size)
+    step = max(products, (tile.pixels + tile.columns) * ROW_BYTES / _COPIED)
+    rounds = -(-shape.tiles // tile.blocks)
+    time = rounds * shape.steps_of_split * step + _LATENCY * (1 + rounds / 2)
+    if tile.splits > 1:
+        partial = 4 * math.prod(shape.y.shape) * (tile.splits + 1)
+        time += _LAUNCH + partial / (_COPIED * tile.blocks)
+    return time
