@@ -26,8 +26,8 @@ _QUANTILE = 0.1  # of the samples: interference only ever adds
 
 
 @dataclass(frozen=True)
-class KernelTime:
-    """One kernel call.
+class TimedCall:
+    """A kernel call and what it took.
 
     Attributes:
         node: that it computes, None for the copy into an output.
@@ -45,7 +45,7 @@ def profile(
     hardware: Hardware,
     rounds: int = 30,
     precision: Precision = Precision(),  # noqa: B008 - it is immutable
-) -> list[KernelTime]:
+) -> list[TimedCall]:
     """Measures each kernel of one inference on one thread, all of them in turn.
 
     Args:
@@ -61,7 +61,7 @@ def profile(
     timed = TimedPlan(lowering.plan, lowering.hardware)
     us = fastest([timed.run() for _ in range(rounds + 1)][1:])
     return [
-        KernelTime(node, step.kernel_name, t)
+        TimedCall(node, step.kernel_name, t)
         for node, step, t in zip(lowering.nodes, lowering.plan.steps, us, strict=True)
     ]
 
