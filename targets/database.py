@@ -62,15 +62,19 @@ class TuningDatabase:
         """A database file; it is made at the first :meth:`record`."""
         self.path = path
 
-    def best(self, machine: str) -> dict[str, str]:
+    def best(self, machine: str, below: float = _WORTH_IT) -> dict[str, str]:
         """The fastest schedule of each kernel that beats the rule's; of equals the first by text.
+
+        Args:
+            machine: that they were measured on.
+            below: what its time over that of the rule's must be.
 
         Raises:
             TuningError: the file is no database of this layout.
         """
         query = "SELECT kernel, schedule FROM measurement WHERE machine = ? AND ratio < ? "
         query += "ORDER BY kernel, ratio DESC, schedule DESC"  # the last one stays in the dict
-        return dict(self._read(query, machine, _WORTH_IT))
+        return dict(self._read(query, machine, below))
 
     def measured(self, machine: str) -> dict[str, set[str]]:
         """The schedules of each kernel that were measured already.

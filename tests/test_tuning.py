@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,9 @@ import pwopt
 from pwopt import cli, hardware
 from pwopt.errors import TuningError, UsageError
 from pwopt.models import blocks
-from pwopt.targets.cpu import tuner
-from pwopt.targets.cpu.schedules import machine_key
+from pwopt.targets.cpu import schedules, shipping, tuner
+from pwopt.targets.cpu.profile import traced
+from pwopt.targets.cpu.schedules import family_key, machine_key
 from pwopt.targets.database import Measurement, TuningDatabase
 
 MODEL = Path(__file__).parents[1] / "models" / "data" / "mnist-conv.onnx"
@@ -105,3 +107,66 @@ def test_unusable_files_and_times(tmp_path: Path) -> None:
 def test_half_a_fleet(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["tune", str(MODEL), *flags]) == 2
     assert capsys.readouterr().err.startswith("pwopt: --tracker and --key go together")
+
+
+def test_export_keeps_what_gains_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database, file = tmp_path / "tuning.sqlite", tmp_path / "schedules.json"
+    graph = pwopt.optimize(blocks.bottleneck(size=12), verify=False).graph
+    machine, family = machine_key(hardware.host()), family_key(hardware.host())
+    search = tuner.Search({})
+    traced(graph, hardware.host(), 1, search)
+    first, second, *_ = search.candidates
+    rows = [Measurement(k, t[0], 0.5, 1.0) for k, t in search.candidates.items()]
+    TuningDatabase(database).record(machine, rows)
+    file.write_text(json.dumps({"others": {"k": "1x1"}, family: {"other": "2x2", second: "old"}}))
+
+    def again(*arguments: Any) -> tuner.Confirmation:
+        ratios = {first: 0.97, second: 0.99}
+        known = [Measurement(k, s, ratios.get(k, 1.1), 1.0) for k, s in arguments[3].items()]
+        return tuner.Confirmation(known, 2.0, 1.0)
+
+    monkeypatch.setattr(shipping, "confirm", again)
+    known = TuningDatabase(database)
+    assert shipping.write_schedules(graph, hardware.host(), 1, known, file) == 1
+    kept = {"other": "2x2", first: search.candidates[first][0]}
+    assert json.loads(file.read_text()) == {"others": {"k": "1x1"}, family: kept}
+
+
+@pytest.mark.usefixtures("few")
+def test_export_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "schedules.json"
+    options = ["--database", str(tmp_path / "tuning.sqlite"), "--export", str(file)]
+    assert cli.run(["tune", str(MODEL), "--seconds", "1000", "--quiet", *options]) == 0
+    assert list(json.loads(file.read_text())) == [family_key(hardware.host())]
+
+
+def test_export_into_a_file_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "schedules.json"
+    file.write_text("[]")
+    options = ["--database", str(tmp_path / "tuning.sqlite"), "--export", str(file)]
+    assert cli.run(["tune", str(MODEL), "--seconds", "0.01", "--quiet", *options]) == 1
+    assert capsys.readouterr().err.startswith(f"pwopt: {file}: no file of schedules")
+
+
+def test_what_was_measured_here_overrides_what_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = pwopt.optimize(blocks.pointwise(16, 48, 9), verify=False).graph
+    search = tuner.Search({})
+    traced(graph, hardware.host(), 1, search)
+    ((kernel, (schedule, *_)),) = search.candidates.items()
+    file = tmp_path / "schedules.json"
+    file.write_text(json.dumps({family_key(hardware.host()): {kernel: schedule}}))
+    monkeypatch.setattr(schedules, "SHIPPED", file)
+    database = tmp_path / "tuning.sqlite"
+    asm = [pwopt.compile(graph, database=database).module.inspect_source("asm")]
+    row = Measurement(kernel, schedule, 1.2, 1.0)
+    TuningDatabase(database).record(machine_key(hardware.host()), [row])
+    asm.append(pwopt.compile(graph, database=database).module.inspect_source("asm"))
+    file.write_text("{}")
+    asm.append(pwopt.compile(graph, database=database).module.inspect_source("asm"))
+    assert asm[0] != asm[1] == asm[2]

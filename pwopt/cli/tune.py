@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,6 +40,10 @@ def tune(
     mcpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Processor of those machines.")
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add what is faster, measured again, to shipped ones."),
+    ] = None,
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -59,6 +64,7 @@ def tune(
             progress=progress,
             precision=precision,
             fc_weights=fc_weights,
+            export=export,
         )
     if json_:
         print_json(report.plain_json(found))

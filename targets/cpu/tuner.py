@@ -139,26 +139,69 @@ def tune(
     while alive and search.left and time_left() > 0:  # what lost machines gave back
         alive = each(alive)
     progress("tuning: the best against the untuned")
-    best = Schedules(database.best(key))
+    best = database.best(key)
     for machine in alive:
         try:
-            untuned, tuned = variant(machine, Schedules()), variant(machine, best)
-            confirmed = list(_compare(untuned, [tuned], _CONFIRM_ROUNDS))
+            found = confirm(graph, hardware, threads, best, precision, machine)
             break
         except MachineLostError as loss:  # another one can do it
             losses.append(loss)
     else:
         raise TuningError(f"{losses[-1]}; what was measured is kept in {database.path}")
-    database.record(key, confirmed)
+    database.record(key, found.measurements)
     return Tuned(
         kernels=len(search.candidates),
         faster=len(database.best(key).keys() & search.candidates.keys()),
         measured=sum(counts),
-        untuned_us=sum(untuned.us),
-        tuned_us=sum(tuned.us),
+        untuned_us=found.untuned_us,
+        tuned_us=found.tuned_us,
         finished=not search.left,
         seconds=time.perf_counter() - start,
     )
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A tuned graph beside the untuned one.
+
+    Attributes:
+        measurements: of the schedules.
+        untuned_us, tuned_us: sum of all kernels' times, measured in turns.
+    """
+
+    measurements: list[Measurement]
+    untuned_us: float
+    tuned_us: float
+
+
+def confirm(
+    graph: Graph,
+    hardware: Hardware,
+    threads: int,
+    schedules: Mapping[str, str],
+    precision: Precision = Precision(),  # noqa: B008 - it is immutable
+    machine: Machine = TimedPlan,
+) -> Confirmation:
+    """Measures schedules once more, all of them in one graph, in turns with the untuned graph.
+
+    Args:
+        graph: optimized, of static shapes; not changed.
+        hardware: of the machine.
+        threads: of one inference.
+        schedules: by kernel; those of other graphs' kernels do not matter.
+        precision: number formats of the kernels.
+        machine: that measures.
+
+    Raises:
+        CodegenError: a node has no kernel of ours.
+        MachineLostError: the machine does not answer any more.
+    """
+    untuned, tuned = (
+        _Variant(graph, hardware, threads, Schedules(each), machine, precision)
+        for each in ({}, schedules)
+    )
+    measurements = list(_compare(untuned, [tuned], _CONFIRM_ROUNDS))
+    return Confirmation(measurements, sum(untuned.us), sum(tuned.us))
 
 
 class Search(Schedules):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from pwopt import hardware, numerics
 from pwopt.frontend.reference import ReferenceModel
 from pwopt.ir.graph import Graph
 from pwopt.models import blocks
+from pwopt.models.suite import SUITE
 from pwopt.precision import Precision
 from pwopt.targets.cpu import tuner
 from pwopt.targets.cpu.compile import compile_graph
@@ -123,8 +126,28 @@ def test_schedules_that_are_gone_are_ignored() -> None:
     assert plain.module.inspect_source("asm") == other.module.inspect_source("asm")
 
 
-def test_shipped_schedules_are_of_known_machines() -> None:
-    assert shipped("no such machine") == {}
+def test_schedules_are_shipped_for_a_family_of_processors() -> None:
+    cloud = replace(hardware.ZEN4, mcpu="x86-64-v4", l3_bytes=96 << 20)
+    assert shipped(cloud) == shipped(hardware.ZEN4) != {}
+    assert shipped(replace(hardware.ZEN4, l2_bytes=512 << 10)) == {}
+    assert shipped(hardware.NEON) == {}
+
+
+def test_shipped_schedules_are_those_of_todays_kernels() -> None:
+    machine, chosen = hardware.ZEN4, dict[str, str]()
+
+    class Chosen(Schedules):
+        def choose(self, kernel: str, *ways: Any) -> Any:
+            found = super().choose(kernel, *ways)
+            chosen[kernel] = str(found)
+            return found
+
+    tuned = shipped(machine)
+    graph = pwopt.optimize(SUITE["squeezenet"].build(), verify=False, hardware=machine).graph
+    traced(graph, machine, 1, Chosen(tuned))
+    used = tuned.keys() & chosen.keys()
+    assert len(used) >= 2
+    assert {k: chosen[k] for k in used} == {k: tuned[k] for k in used}
 
 
 def _shape(graph: Graph) -> tuple[int, ...]:
