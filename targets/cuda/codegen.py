@@ -28,6 +28,7 @@ from pwopt.targets.views import itemsize
 Expr = Any  # a TIR expression or a Python number
 
 WIDEST = 16  # bytes of the widest load and store
+_ELEMENTS = 2**31 - 1  # behind a pointer: offsets are computed in 32 bits
 _SHARED_ALIGNMENT = 1024  # bytes; what 128-byte swizzles of the tensor memory accelerator want
 
 _COPY = """
@@ -239,7 +240,7 @@ def kernel(
                 ]
                 thread = stack.enter_context(T.launch_thread("threadIdx.x", threads))
                 memories = [
-                    Memory(T.decl_buffer((1 << 40,), dtype, data=handle), dtype)
+                    Memory(T.decl_buffer((_ELEMENTS,), dtype, data=handle), dtype)
                     for dtype, handle in zip(pointers, handles, strict=True)
                 ]
                 if same := same_memory():

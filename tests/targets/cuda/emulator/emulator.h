@@ -255,6 +255,8 @@ static inline uint __ballot_sync(uint, int predicate) {
   });
   return mine.result;
 }
+template <class T> static inline T __ldg(const T* at) { return *at; }
+template <class T> static inline T __ldcg(const T* at) { return *at; }
 template <class T> static inline T atomicAdd(T* at, T value) { T old = *at; *at += value; return old; }
 template <class T> static inline T atomicExch(T* at, T value) { T old = *at; *at = value; return old; }
 
@@ -305,6 +307,9 @@ struct BF16 { static constexpr int K = 16, SIZE = 2;
 struct TF32 { static constexpr int K = 8, SIZE = 4;  // the last 13 bits are ignored
   static float at(uint w, int) { return as_float(w & 0xffffe000u); } };
 
+static inline void round_tf32(uint* x) {
+  if ((*x & 0x7f800000) != 0x7f800000) *x = (*x + 0x1000) & 0xffffe000;
+}
 struct Product { float* d[4]; uint a[4], b[2]; float c[4]; };
 // m16n8k16 of 16-bit numbers, m16n8k8 of TF32, accumulated in float32
 template <class T> static inline void mma(Product mine) {

@@ -69,6 +69,7 @@ _INSTRUCTIONS: list[tuple[str, Callable[[Names, re.Match[str]], str]]] = [
             f"{m[1]}({p[0]}, {p[1]});"
         ),
     ),
+    (r"cvt\.rna\.tf32\.f32", lambda p, m: f"emu::round_tf32((uint*){p[0]});"),
     (r"bar(?:rier)?\.sync", lambda p, m: f"emu::named_barrier({p[0]}, {p[1]});"),
     (r"fence|setmaxnreg|prefetch|griddepcontrol|^$", lambda p, m: ""),
 ]
@@ -190,10 +191,11 @@ def _entry_point(piece: str, entry: Entry) -> str:
     for i, parameter in enumerate(head[1].split(",")):
         kind = re.sub(r"\b(const|__grid_constant__|__restrict__)\b", "", parameter)
         kind = kind.strip().rsplit(" ", 1)[0].strip()
-        values.append(f"({kind})a[{i}]" if kind.endswith("*") else f"*({kind}*)a[{i}]")
+        values.append(f"({kind})emu_a[{i}]" if kind.endswith("*") else f"*({kind}*)emu_a[{i}]")
+    call = f"{entry.name}({', '.join(values)})"
     return (
-        f'\nextern "C" const char* {entry.name}_run(void** a, const int* grid, const int* block, '
-        f"size_t shared, int timing) {{\n"
-        f"  return emu::launch([](void** a) {{ {entry.name}({', '.join(values)}); }}, a, grid, "
-        f"block, {entry.static_bytes}, shared, timing);\n}}\n"
+        f'\nextern "C" const char* {entry.name}_run(void** emu_a, const int* grid, '
+        f"const int* block, size_t shared, int timing) {{\n"
+        f"  return emu::launch([](void** emu_a) {{ {call}; }}, emu_a, grid, block, "
+        f"{entry.static_bytes}, shared, timing);\n}}\n"
     )

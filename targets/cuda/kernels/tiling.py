@@ -1,0 +1,186 @@
+"""Tiles of the matrix kernels, and which one a convolution gets.
+
+The estimate counts cycles of one multiprocessor. Its constants are those of the A100 in NVIDIA's
+documents and published microbenchmarks; what it has to get right is the order of the tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pwopt.targets.cuda.arch import GPUS, Arch, Gpu
+from pwopt.targets.cuda.kernels.geometry import Geometry
+
+_STAGES = 4
+_MAX_SPLIT = 16
+_STAGED_PADDING = 8  # floats behind a staged row: eight rows of a store hit different banks
+
+_LAUNCH = 1500  # cycles until the first tile is in shared memory
+_STEP = 90  # of a step's barrier, waits and index arithmetic
+_LATENCY = 700  # of a copy from the level-2 cache
+_L2_BYTES = 40  # per cycle and multiprocessor
+_HALF_MACS = 1024  # per cycle and multiprocessor with all four tensor cores; TF32 half of it
+_FLOAT_MACS = 64  # likewise without them; 128 on sm_86 and later, at half the share of the peak
+_MEETING = 1200  # cycles until the last block of a split tile knows that it is
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a block computes its part of the output.
+
+    Attributes:
+        bm, bn: pixels and output channels of a block.
+        warps_m, warps_n: how they are divided among its warps.
+        row_bytes: of the reduction per step: 128 or 64.
+        stages: steps of the ring in shared memory.
+        split: blocks that share the reduction of one tile.
+        tensor_cores: whether the products are theirs.
+    """
+
+    bm: int
+    bn: int
+    warps_m: int
+    warps_n: int
+    row_bytes: int = 128
+    stages: int = _STAGES
+    split: int = 1
+    tensor_cores: bool = True
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.warps_m * self.warps_n
+
+    @property
+    def accumulators(self) -> int:
+        """Of a thread."""
+        return self.bm * self.bn // self.threads
+
+    def depth(self, size: int) -> int:
+        """Elements of ``size`` bytes of the reduction per step."""
+        return self.row_bytes // size
+
+    @property
+    def staged_row(self) -> int:
+        """Floats of a row of accumulators in shared memory."""
+        return self.bn + _STAGED_PADDING
+
+    @property
+    def shared_bytes(self) -> int:
+        """The ring, and in its place the accumulators for the epilogue."""
+        ring = self.stages * (self.bm + self.bn) * self.row_bytes
+        return max(ring, self.bm * self.staged_row * 4)
+
+    @property
+    def registers(self) -> int:
+        """About how many a thread needs."""
+        return min(255, self.accumulators + 60 + self.accumulators // 3)
+
+
+# (bm, bn, warps along m, along n); every warp has at least 16 x 16.
+_SHAPES = (
+    *((128, 128, 2, 2), (128, 64, 2, 2), (64, 128, 2, 2), (64, 64, 2, 2), (128, 32, 4, 1)),
+    *((32, 128, 1, 4), (64, 32, 2, 2), (32, 64, 2, 2), (32, 32, 2, 1), (256, 64, 4, 1)),
+    *((256, 128, 4, 2), (128, 256, 2, 4), (16, 64, 1, 4), (16, 128, 1, 4), (128, 16, 4, 1)),
+    (64, 16, 4, 1),
+)
+
+
+def grid(geometry: Geometry, tile: Tile) -> tuple[int, int, int]:
+    """Blocks: output channels, pixels, parts times splits."""
+    return (
+        math.ceil(geometry.out_channels / tile.bn),
+        math.ceil(geometry.pixels / tile.bm),
+        geometry.parts * tile.split,
+    )
+
+
+def steps(geometry: Geometry, tile: Tile) -> int:
+    """Steps of the whole reduction."""
+    return math.ceil(geometry.chunks * 16 / tile.row_bytes)
+
+
+def workspace_bytes(geometry: Geometry, tile: Tile) -> int:
+    """Of the partial sums of a split reduction; 0 if it is not."""
+    if tile.split == 1:
+        return 0
+    return math.prod(grid(geometry, tile)) * tile.bm * tile.bn * 4
+
+
+def counters(geometry: Geometry, tile: Tile) -> int:
+    """Number of int32 counters of a split reduction, zero before and after each run."""
+    return math.prod(grid(geometry, tile)) // tile.split if tile.split > 1 else 0
+
+
+def candidates(geometry: Geometry, arch: Arch) -> Iterator[Tile]:
+    """Tiles that fit the architecture and are not far too large for the work."""
+    for bm, bn, warps_m, warps_n in _SHAPES:
+        if bm >= 2 * max(geometry.pixels, 16) or bn >= 2 * max(geometry.out_channels, 16):
+            continue
+        for row_bytes in (128, 64):
+            if row_bytes == 128 and geometry.chunks <= 4:
+                continue
+            tile = Tile(bm, bn, warps_m, warps_n, row_bytes)
+            total = steps(geometry, tile)
+            tile = replace(tile, stages=max(2, min(_STAGES, total)))
+            while tile.shared_bytes > arch.shared_per_block and tile.stages > 2:
+                tile = replace(tile, stages=tile.stages - 1)
+            if tile.shared_bytes > arch.shared_per_block:
+                continue
+            for split in (1, 2, 3, 4, 6, 8, 12, _MAX_SPLIT):
+                if split == 1 or (
+                    total >= 4 * split and math.ceil(total / split) * (split - 1) < total
+                ):
+                    yield replace(tile, split=split)
+
+
+def choose_tile(geometry: Geometry, arch: Arch, gpu: Gpu | None = None) -> Tile:
+    """The tile with the least estimated time.
+
+    Args:
+        geometry: the convolution.
+        arch: to fit.
+        gpu: to fill; a typical one of the architecture if left out.
+    """
+    gpu = gpu or typical(arch)
+    return min(
+        candidates(geometry, arch), key=lambda tile: (cycles(geometry, tile, arch, gpu), tile.split)
+    )
+
+
+def typical(arch: Arch) -> Gpu:
+    """A GPU of an architecture, of the next newer one where none is known."""
+    known = sorted(GPUS.values(), key=lambda g: g.arch)
+    return next((g for g in known if g.arch >= arch.name), known[-1])
+
+
+def cycles(geometry: Geometry, tile: Tile, arch: Arch, gpu: Gpu) -> float:
+    """Estimated time of a convolution, cycles."""
+    size = geometry.x.itemsize
+    blocks = math.prod(grid(geometry, tile))
+    resident = max(1, arch.blocks(tile.threads, tile.registers, tile.shared_bytes))
+    waves = math.ceil(blocks / (gpu.multiprocessors * resident))
+    together = min(resident, math.ceil(blocks / gpu.multiprocessors))
+    own = math.ceil(steps(geometry, tile) / tile.split)
+
+    rate = _HALF_MACS * 2 // size if tile.tensor_cores else _FLOAT_MACS
+    cores = min(4, together * tile.threads // 32)
+    macs = tile.bm * tile.bn * tile.depth(size)
+    # Fragments are read from shared memory once per warp: small warp tiles wait for them.
+    fragments = tile.bm * tile.warps_n + tile.bn * tile.warps_m
+    read = fragments * tile.row_bytes / 128
+    copied = (tile.bm + tile.bn) * tile.row_bytes / _L2_BYTES
+    alone = macs / (rate * min(4, tile.threads // 32) / 4) + _STEP
+    step = max(
+        together * max(macs / (rate * cores / 4), read, copied),
+        alone,
+        _LATENCY / (tile.stages - 1),
+    )
+    written = tile.bm * tile.bn * (geometry.y.itemsize + sum(e.itemsize for e in geometry.extras))
+    epilogue = together * written / _L2_BYTES + 300
+    if tile.split > 1:
+        partial = tile.bm * tile.bn * 4 / _L2_BYTES
+        epilogue += together * partial + tile.split * partial + _MEETING
+    return _LAUNCH + waves * (own * step + epilogue)
