@@ -173,11 +173,7 @@ class Executable:
         self.cubins = np.zeros(0, np.uint8) if cubins is None else cubins
         self.device = device
         self._segments = [_segment(self, spec) for spec in manifest.segments]
-        # What an input usually is is told by two comparisons; whatever else is looked at closely.
-        self._inputs = [
-            (p, NUMPY_DTYPES.get(p.dtype or ""), None if p.shape is None else tuple(p.shape))
-            for p in manifest.inputs
-        ]
+        self._inputs = [_Input(port) for port in manifest.inputs]
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -223,12 +219,10 @@ class Executable:
             results: dict[str, np.ndarray] = self._only_segment().run_on_device(inputs, out)
             return results
         values: dict[str, Any] = {}
-        for port, dtype, shape in self._inputs:
-            array = inputs.get(port.name)
-            if array.__class__ is np.ndarray and array.dtype == dtype and array.shape == shape:
-                values[port.key] = array
-            elif not port.optional or array is not None:
-                values[port.key] = _checked(port, inputs, self.manifest.inputs)
+        for each in self._inputs:
+            array = each.array(inputs, self.manifest.inputs)
+            if array is not None:
+                values[each.port.key] = array
         if len(inputs) > len(self.manifest.inputs):
             unknown = sorted(set(inputs) - {p.name for p in self.manifest.inputs})
             if unknown:
@@ -275,7 +269,8 @@ class Executable:
         Raises:
             UsageError: parts of the network do not run on a GPU.
         """
-        arrays = {p.key: _checked(p, inputs, self.manifest.inputs) for p in self.manifest.inputs}
+        ports = self.manifest.inputs
+        arrays = {each.port.key: each.array(inputs, ports) for each in self._inputs}
         segment = self._only_segment()
         ordered = [arrays[p.key] for p in self.manifest.segments[0].inputs]
         return float(segment.loaded.seconds(ordered, calls))
@@ -387,28 +382,50 @@ def runs_here(machine: str) -> bool:
     return machine in ("", os.uname().machine)
 
 
-def _checked(port: Port, inputs: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
-    if port.name not in inputs:
-        known = ", ".join(str(p) for p in ports)
-        raise UsageError(f"input {port.name!r} is missing; the model's inputs: {known}")
-    array = inputs[port.name]
-    if port.dtype is None and port.shape is None and not isinstance(array, np.ndarray):
-        return array  # a sequence or an optional, which only ONNX Runtime looks into
-    if not isinstance(array, np.ndarray):
-        raise UsageError(
-            f"input {port} must be a numpy array, got {type(array).__name__}; use numpy.asarray"
-        )
-    strings = port.dtype == "string" and array.dtype.kind in "OUS"
-    if port.dtype is not None and not strings and array.dtype != NUMPY_DTYPES[port.dtype]:
-        raise UsageError(f"input {port} got {array.dtype}; convert it with .astype({port.dtype!r})")
-    if port.shape is not None:
-        fits = len(array.shape) == len(port.shape) and all(
-            not isinstance(want, int) or want == got
-            for want, got in zip(port.shape, array.shape, strict=True)
-        )
-        if not fits:
+class _Input:
+    """Takes the array of one input from what the user passes."""
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self._dtype = NUMPY_DTYPES.get(port.dtype or "")
+        self._shape = None if port.shape is None else tuple(port.shape)
+
+    def array(self, inputs: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
+        """What is passed for this input, None where an optional one is left out.
+
+        Raises:
+            UsageError: it is missing, or of another dtype or shape.
+        """
+        port = self.port
+        array: Any = inputs.get(port.name)
+        # Two comparisons tell what it usually is.
+        usual = isinstance(array, np.ndarray) and array.dtype == self._dtype
+        if (usual and array.shape == self._shape) or (array is None and port.optional):
+            return array
+        if port.name not in inputs:
+            known = ", ".join(str(p) for p in ports)
+            raise UsageError(f"input {port.name!r} is missing; the model's inputs: {known}")
+        if port.dtype is None and port.shape is None and not isinstance(array, np.ndarray):
+            return array  # a sequence or an optional, which only ONNX Runtime looks into
+        if not isinstance(array, np.ndarray):
+            raise UsageError(
+                f"input {port} must be a numpy array, got {type(array).__name__}; use numpy.asarray"
+            )
+        strings = port.dtype == "string" and array.dtype.kind in "OUS"
+        if port.dtype is not None and not strings and array.dtype != self._dtype:
+            raise UsageError(
+                f"input {port} got {array.dtype}; convert it with .astype({port.dtype!r})"
+            )
+        if self._shape is not None and not _fits_shape(array.shape, self._shape):
             got = "x".join(map(str, array.shape))
             raise UsageError(
                 f"input {port} got shape {got}; compile for it with --input-shape {port.name}:{got}"
             )
-    return array
+        return array
+
+
+def _fits_shape(got: tuple[int, ...], wanted: tuple[Any, ...]) -> bool:
+    """Whether a shape is the one wanted, open where that holds no number."""
+    return len(got) == len(wanted) and all(
+        not isinstance(want, int) or want == have for want, have in zip(wanted, got, strict=True)
+    )
