@@ -26,9 +26,18 @@ from dataclasses import dataclass, fields
 from pwopt import cost
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import KERNEL_DOMAIN, ONNX_DOMAIN, Graph, Node, Value
-from pwopt.ir.program import BINARY, UNARY, Program
+from pwopt.ir.program import Program
 from pwopt.ir.types import NUMPY_DTYPES, TensorType
 from pwopt.precision import Precision
+from pwopt.traffic import (
+    ELEMENTWISE,
+    PRODUCTS,
+    in_place,
+    in_registers,
+    is_constant,
+    reorders,
+    writes_slice,
+)
 
 VIEWS = frozenset(
     {
@@ -36,12 +45,8 @@ VIEWS = frozenset(
         *("Split", "Slice", "Shape", "Size", "Constant", "ConstantOfShape", "Expand"),
     }
 )
-_PRODUCTS = frozenset(op for _, op in cost.MAC_OPS)
 _ITEM_BYTES = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
 _WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-_ELEMENTWISE = UNARY | BINARY | {"BatchNormalization", "Sum"}
-_MAX_READERS = 256  # of a value that are looked at; all of 10,000, for each of them, take minutes
-_FUSED_READERS = 4  # readers of a value at most that are taken for one fused group
 
 # Vector instructions of one element each, as full-rate ones; exp and its like are polynomials.
 # Fitted to Map kernels on the machine that hardware.py names.
@@ -192,7 +197,7 @@ class CostModel:
             microseconds, and the bytes that its weights take beyond those of the node.
         """
         operands = graph.operands(node)
-        if len(operands) < 2 or not _is_constant(operands[1]):
+        if len(operands) < 2 or not is_constant(operands[1]):
             return
         group = int(node.get("group", 1))
         model = CostModel(self.hardware, self.precision, winograd=False)
@@ -241,15 +246,15 @@ class CostModel:
         if not internal and node.domain != ONNX_DOMAIN:
             return Estimate(launch=self.hardware.launch_us)
         if node.op in VIEWS:
-            copied = self.copies or _reorders(graph, node)
+            copied = self.copies or reorders(graph, node)
             return self._copy(graph, node, graph.operands(node)[:1]) if copied else _NOTHING
         if node.op == "Concat":
             operands = graph.operands(node)
             if not self.copies:
-                written = {v: _writes_slice(graph, node, v) for v in set(operands)}
+                written = {v: writes_slice(graph, node, v) for v in set(operands)}
                 operands = tuple(v for v in operands if not written[v])
             return self._copy(graph, node, operands)
-        if node.op in _PRODUCTS:
+        if node.op in PRODUCTS:
             return self._product(graph, node)
         return self._other(graph, node)
 
@@ -276,9 +281,9 @@ class CostModel:
         compute = self._product_us(work)
         program = node.get("epilogue")
         after = self._vector_us(outputs, _instructions(program)) if internal_program(program) else 0
-        maps = [v for v in operands if not _is_constant(v)]
+        maps = [v for v in operands if not is_constant(v)]
         activations = self._bytes(graph, node.out) + self._read_bytes(graph, maps)
-        weights = self._read_bytes(graph, [v for v in operands if _is_constant(v)])
+        weights = self._read_bytes(graph, [v for v in operands if is_constant(v)])
         level, packed = self.weight_level(graph), weights * self._weight_bytes(work) // 4
         best = self._estimate(compute + after, activations, packed, level)
         for _, compute, growth in self._winograd(node, operands, group):
@@ -323,7 +328,7 @@ class CostModel:
         """Number of bfloat16 pairs that make an element of a product; 0 where it is float32."""
         if not self._narrow or (pixels == 1 and self.precision.fc_weights != "fp32"):
             return 0
-        if len(operands) < 2 or not _is_constant(operands[1]):
+        if len(operands) < 2 or not is_constant(operands[1]):
             return 0
         shape = (operands[1].shape if operands[1] and node.op == "Conv" else None) or ()
         taps = math.prod(shape[2:])
@@ -366,11 +371,11 @@ class CostModel:
         program = node.get("program")
         if isinstance(program, Program):
             each = _instructions(program)
-        elif node.op in _ELEMENTWISE:
+        elif node.op in ELEMENTWISE:
             each = _INSTRUCTIONS.get(node.op, 1.0)
-            apart = [v for v in operands if not _in_registers(graph, v, outputs)]
+            apart = [v for v in operands if not in_registers(graph, v, outputs)]
             if len(apart) < len(operands):
-                level_bytes = self._read_bytes(graph, [v for v in apart if not _is_constant(v)])
+                level_bytes = self._read_bytes(graph, [v for v in apart if not is_constant(v)])
                 compute = self._vector_us(outputs, each)
                 return Estimate(
                     compute, **self._traffic(level_bytes), overlap=self.hardware.overlap
@@ -383,7 +388,7 @@ class CostModel:
         else:
             each = _INSTRUCTIONS.get(node.op, 2.0)
         moved = self._read_bytes(graph, operands)
-        if not (node.op == "Map" and _in_place(graph, node, operands)):
+        if not (node.op == "Map" and in_place(graph, node, operands)):
             moved += sum(self._bytes(graph, node[i]) for i in range(len(node.types)))
         return self._estimate(self._vector_us(work, each), moved, 0, "l2")
 
@@ -454,61 +459,3 @@ def internal_program(program: object) -> bool:
 
 def _instructions(program: Program) -> float:
     return sum(_INSTRUCTIONS.get(i.op, 1.0) for i in program.instructions)
-
-
-def _is_constant(value: Value | None) -> bool:
-    return value is not None and value.node.is_constant
-
-
-def _in_registers(graph: Graph, value: Value, elements: int) -> bool:
-    """Whether fusion will hand an elementwise operator this operand in registers."""
-    node = value.node
-    fused = node.op in _PRODUCTS or node.op in _ELEMENTWISE or node.domain == KERNEL_DOMAIN
-    if not fused or graph.is_output(value) or cost.elements(value.type) != elements:
-        return False
-    if graph.reader_count(value) > _FUSED_READERS:
-        return False
-    return all(reader.op in _ELEMENTWISE for reader in graph.readers(value))
-
-
-def _reorders(graph: Graph, node: Node) -> bool:
-    """Whether a reshape has no view: it merges axes that channels-last memory keeps apart.
-
-    These are the flattening of a map of several pixels, and the end of a channel shuffle.
-    """
-    if node.op not in ("Reshape", "Flatten"):
-        return False
-    x = graph.operand(node, 0)
-    shape, result = (None, None) if x is None else (x.shape, node.out.shape)
-    if x is None or shape is None or result is None or x.node.is_constant:
-        return False
-    if x.node.op == "Transpose" and len(shape) > 3:
-        return True
-    flat = len(shape) > 2 and shape[1] > 1 and math.prod(shape[2:]) > 1 and not x.node.is_input
-    return flat and len(result) == 2
-
-
-def _in_place(graph: Graph, node: Node, operands: Iterable[Value]) -> bool:
-    """Whether a result takes over the memory of an operand that nothing else reads."""
-    return any(
-        v.type == node.types[0] and not v.node.is_input and graph.reader_count(v) == 1
-        for v in operands
-        if not v.node.is_constant and not graph.is_output(v)
-    )
-
-
-def _writes_slice(graph: Graph, concat: Node, value: Value | None) -> bool:
-    """Whether the CPU target has an operand's producer write its channel slice in place."""
-    if value is None or value.node.is_constant or value.node.is_input:
-        return value is None
-    rank = value.tensor.rank
-    if rank != 4 or concat.get("axis") not in (1, -3) or graph.is_output(value):
-        return False
-    node = value.node
-    strided = node.op in _PRODUCTS or node.op in _ELEMENTWISE or node.domain == KERNEL_DOMAIN
-    if not strided and node.op not in ("MaxPool", "AveragePool", "Concat", "LRN", "Resize"):
-        return False
-    if graph.reader_count(value) > _MAX_READERS:
-        return False
-    others = (reader.id for reader in graph.readers(value) if reader.op == "Concat")
-    return next(others, concat.id) == concat.id
