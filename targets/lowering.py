@@ -79,6 +79,10 @@ class Lowering(ABC):
         """Copies a tensor into memory of its own, whatever the layouts and number formats."""
 
     @abstractmethod
+    def fill(self, target: Tensor, value: float) -> None:
+        """Sets every element of a tensor."""
+
+    @abstractmethod
     def allocate(self, value: Value, dtype: str, order: Sequence[int]) -> Tensor:
         """New memory for a result, of its own shape, axes in ``order`` (outermost first)."""
 

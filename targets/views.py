@@ -197,3 +197,51 @@ def image(view: View) -> View:
     else:
         raise ValueError(f"no image view of shape {view.shape} with strides {view.strides}")
     return View(shape, strides, view.offset, view.dtype)
+
+
+def collapse(views: Sequence[View]) -> tuple[list[int], list[list[int]]]:
+    """The common loop nest of views of one shape: ``(extents, strides of each view)``.
+
+    Dimensions are ordered by falling stride of the last view (the output), extents of 1 vanish,
+    and neighbours that every view walks as one run are merged. A scalar gives one extent of 1.
+    """
+    shape = views[0].shape
+    if any(v.shape != shape for v in views):
+        raise ValueError(f"views of different shapes: {[v.shape for v in views]}")
+    output = views[-1].strides
+    order = sorted((d for d, e in enumerate(shape) if e != 1), key=lambda d: -abs(output[d]))
+    extents: list[int] = []
+    strides: list[list[int]] = [[] for _ in views]
+    for d in order:
+        steps = [v.strides[d] for v in views]
+        if extents and all(
+            s[-1] == step * shape[d] for s, step in zip(strides, steps, strict=True)
+        ):
+            extents[-1] *= shape[d]
+            for s, step in zip(strides, steps, strict=True):
+                s[-1] = step
+        else:
+            extents.append(shape[d])
+            for s, step in zip(strides, steps, strict=True):
+                s.append(step)
+    if not extents:
+        return [1], [[1] for _ in views]
+    return extents, strides
+
+
+def merge(
+    extents: Sequence[int], strides: Sequence[Sequence[int]]
+) -> tuple[list[int], list[list[int]]]:
+    """Joins neighbouring loops that every stride list walks as one run."""
+    sizes: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for d, extent in enumerate(extents):
+        if sizes and all(s[-1] == v[d] * extent for s, v in zip(steps, strides, strict=True)):
+            sizes[-1] *= extent
+            for s, v in zip(steps, strides, strict=True):
+                s[-1] = v[d]
+        else:
+            sizes.append(extent)
+            for s, v in zip(steps, strides, strict=True):
+                s.append(v[d])
+    return sizes, steps

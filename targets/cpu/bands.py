@@ -16,9 +16,9 @@ from pwopt.hardware import Hardware
 from pwopt.targets.cpu.kernels.conv import conv
 from pwopt.targets.cpu.kernels.copy import copy, fill, fill_border
 from pwopt.targets.cpu.kernels.depthwise import depthwise
-from pwopt.targets.cpu.kernels.geometry import Window
 from pwopt.targets.plan import ALIGNMENT, Buffer, Pointer, Step
 from pwopt.targets.views import View
+from pwopt.targets.windows import Window
 
 _ITEM = 4  # bytes of float32
 _LINE = ALIGNMENT // _ITEM

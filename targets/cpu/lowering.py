@@ -16,7 +16,7 @@ from pwopt.targets import lowering as common
 from pwopt.targets.cpu.bands import in_bands
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.growth import affordable_sides
-from pwopt.targets.cpu.kernels.copy import copy, fill_border
+from pwopt.targets.cpu.kernels.copy import copy, fill, fill_border
 from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
 from pwopt.targets.cpu.narrowing import narrow_values, takes_either
@@ -112,6 +112,10 @@ class Lowering(common.Lowering):
             return
         (sp, sv), (tp, tv) = place(source), place(target)
         self.emit(copy, (sv, tv, self.hardware, self.threads), (sp, tp))
+
+    def fill(self, target: Tensor, value: float) -> None:
+        pointer, view = place(target)
+        self.emit(fill, (view, value, self.hardware, self.threads), (pointer,))
 
     def tensor(self, value: Value) -> Tensor:
         """Where a value lies; bfloat16 is widened for nodes whose kernels want float32."""

@@ -27,10 +27,11 @@ from pwopt.targets.cpu.codegen import (
     target,
 )
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.tiling import choose_tile
 from pwopt.targets.cpu.kernels.winograd import pack_winograd, winograd
 from pwopt.targets.cpu.kernels.winograd_tiling import choose_winograd_tile, workspace_bytes
+from pwopt.targets.windows import Window
 
 _PEAK_STEPS = 20_000
 

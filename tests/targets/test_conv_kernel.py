@@ -12,8 +12,9 @@ from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import View
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
+from pwopt.targets.windows import Window
 from tests.targets.kernel_helpers import aligned, assembly, callables, error, levels, window_of
 
 RELU = Program().then("Relu")

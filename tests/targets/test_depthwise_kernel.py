@@ -10,7 +10,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import View
 from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
-from pwopt.targets.cpu.kernels.geometry import Window
+from pwopt.targets.windows import Window
 from tests.targets.kernel_helpers import aligned, assembly, callables, error, levels, window_of
 
 # (batch, (H, W), channels, kernel, stride, dilation, residual, channels of the wider output)

@@ -11,7 +11,8 @@ from pwopt import hardware
 from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import View
-from pwopt.targets.cpu.kernels.pool import PoolAxis, pool
+from pwopt.targets.cpu.kernels.pool import pool
+from pwopt.targets.windows import PoolAxis
 from tests.targets.kernel_cases import RUNNABLE, Case, Layout, check, isa, place, result
 from tests.targets.kernel_helpers import assembly
 

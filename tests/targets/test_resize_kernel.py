@@ -13,7 +13,8 @@ import pytest
 from pwopt import hardware
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu.codegen import View
-from pwopt.targets.cpu.kernels.resize import axis_table, pack, resize
+from pwopt.targets.cpu.kernels.resize import resize
+from pwopt.targets.resampling import axis_table, pack
 from tests.targets.kernel_cases import RUNNABLE, Case, Layout, check, isa, place, result
 from tests.targets.kernel_helpers import aligned, assembly
 

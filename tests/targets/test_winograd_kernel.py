@@ -12,7 +12,7 @@ from pwopt import hardware
 from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import View
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.winograd import pack_winograd, winograd
 from pwopt.targets.cpu.kernels.winograd_tiling import (
     WinogradTile,
@@ -22,6 +22,7 @@ from pwopt.targets.cpu.kernels.winograd_tiling import (
     workspace_bytes,
 )
 from pwopt.targets.cpu.kernels.winograd_transforms import transform_filter, transforms_safely
+from pwopt.targets.windows import Window
 from tests.targets.kernel_cases import GUARD, RUNNABLE, Layout, isa, place, relative_error, result
 from tests.targets.kernel_helpers import aligned, assembly, callables, window_of
 

@@ -15,7 +15,7 @@ from pwopt.targets.cpu import bfloat16
 from pwopt.targets.cpu.bfloat16 import PAIRS
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let, loop
 from pwopt.targets.cpu.kernels.emit import emit
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.loops import lane, part
 from pwopt.targets.cpu.kernels.microkernel import (
     LINE,
@@ -28,6 +28,7 @@ from pwopt.targets.cpu.kernels.microkernel import (
     unravel,
 )
 from pwopt.targets.cpu.kernels.tiling import Tile
+from pwopt.targets.windows import Window
 
 
 def pack_conv(

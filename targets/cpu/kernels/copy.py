@@ -12,6 +12,7 @@ from pwopt.hardware import Hardware
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.codegen import Expr, Memory, View, kernel, let, loop
 from pwopt.targets.cpu.kernels import loops
+from pwopt.targets.views import collapse
 
 _ITEM_BYTES = {"bool": 1, BFLOAT16: 4}  # in registers, where bfloat16 is float32
 _INTERLEAVE_ROWS = 8  # above, whole square transpositions take fewer shuffles
@@ -93,7 +94,7 @@ def fill_body(y: View, value: float, memory: Memory, hardware: Hardware, threads
     dtype = "float32" if y.dtype == BFLOAT16 else y.dtype
     constant = getattr(T, dtype)(value if "float" in dtype else int(value))
     lanes = hardware.lanes * 4 // _item_bytes(y.dtype)
-    extents, (strides,) = loops.collapse([y])
+    extents, (strides,) = collapse([y])
     if 0 in extents:
         return
     lanes = lanes if strides[-1] == 1 else 1
@@ -113,7 +114,7 @@ def copy_body(
 ) -> None:
     """The statements of :func:`copy`."""
     threads = loops.threads_for(math.prod(y.shape), threads)
-    extents, (xs, ys) = loops.collapse([x, y])
+    extents, (xs, ys) = collapse([x, y])
     if 0 in extents:
         return
     item = _item_bytes(x.dtype)

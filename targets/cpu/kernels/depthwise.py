@@ -12,8 +12,8 @@ from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, kernel, let, loop
 from pwopt.targets.cpu.kernels.emit import emit
-from pwopt.targets.cpu.kernels.geometry import Window
 from pwopt.targets.cpu.kernels.microkernel import Span, balanced, blocks_of, each_block, unravel
+from pwopt.targets.windows import Window
 
 # Multiply-adds of one unrolled tile; beyond, the kernel's rows become a loop.
 _UNROLLED_PRODUCTS = 256

@@ -15,7 +15,7 @@ from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let, loop
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.emit import emit
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.microkernel import (
     Operands,
     Reduction,
@@ -27,6 +27,7 @@ from pwopt.targets.cpu.kernels.microkernel import (
     unravel,
 )
 from pwopt.targets.cpu.kernels.tiling import Tile
+from pwopt.targets.windows import Window
 
 
 def _as_image(matrix: View) -> View:

@@ -1,4 +1,4 @@
-"""Sliding windows and the walk over output pixels that the matrix kernels share."""
+"""The walk over output pixels that the matrix kernels share."""
 
 from __future__ import annotations
 
@@ -7,21 +7,7 @@ from functools import cached_property
 
 from pwopt.targets.cpu.codegen import View
 from pwopt.targets.cpu.kernels.microkernel import Reduction, Span, balanced, merged
-
-
-@dataclass(frozen=True)
-class Window:
-    """A sliding window: what a convolution reads for one output pixel.
-
-    Attributes:
-        kernel, strides, dilations: (height, width).
-        pads: rows above and columns left of the image; the rest follows from the output's size.
-    """
-
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    pads: tuple[int, int] = (0, 0)
+from pwopt.targets.windows import Window
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let
 from pwopt.targets.cpu.kernels.emit import emit
-from pwopt.targets.cpu.kernels.loops import collapse, nest, offset_of, threads_for, vectors
+from pwopt.targets.cpu.kernels.loops import nest, offset_of, threads_for, vectors
+from pwopt.targets.views import collapse
 
 _UNROLL = 4
 _PERIODIC_REGISTERS = 12

@@ -20,40 +20,12 @@ from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let, loop
 from pwopt.targets.cpu.kernels.emit import emit
 from pwopt.targets.cpu.kernels.loops import nest, offset_of, threads_for
+from pwopt.targets.windows import PoolAxis
 
 _COLUMNS = 4  # output columns that share input columns
 _UNROLLED_TAPS = 36  # larger windows loop over their taps
 _MAX_SEGMENTS = 5  # with more kinds of cut windows, bounds are computed instead
 _LOWEST = -3.4028234663852886e38
-
-
-@dataclass(frozen=True)
-class PoolAxis:
-    """One spatial axis of a pooling window.
-
-    Attributes:
-        size: taps.
-        stride, dilation, begin, end: in elements; begin and end are the paddings.
-    """
-
-    size: int
-    stride: int = 1
-    dilation: int = 1
-    begin: int = 0
-    end: int = 0
-
-    def taps(self, position: int, extent: int) -> tuple[int, int]:
-        """The taps of output ``position`` that lie inside ``extent`` elements: (first, end)."""
-        start = position * self.stride - self.begin
-        first = max(0, -(start // self.dilation))
-        end = min(self.size, -(-(extent - start) // self.dilation))
-        return first, max(first, end)
-
-    def counted(self, position: int, extent: int) -> int:
-        """Taps inside the tensor and its padding, which count_include_pad divides by."""
-        start = position * self.stride - self.begin
-        end = min(start + self.size * self.dilation, extent + self.end)
-        return 1 + (end - start - 1) // self.dilation
 
 
 @dataclass(frozen=True)

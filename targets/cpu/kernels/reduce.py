@@ -22,6 +22,7 @@ from pwopt.targets.cpu.kernels.loops import (
     part,
     threads_for,
 )
+from pwopt.targets.views import merge
 
 _BLOCK = 4  # vectors reduced together: enough independent chains for the adders
 
@@ -237,21 +238,3 @@ def across_lanes(join: Callable[[Expr, Expr], Expr], values: Sequence[Expr], lan
         else:
             total = join(lane(total, 0), lane(total, 1))
     return let(total)
-
-
-def merge(
-    extents: Sequence[int], strides: Sequence[Sequence[int]]
-) -> tuple[list[int], list[list[int]]]:
-    """Joins neighbouring loops that every stride list walks as one run."""
-    sizes: list[int] = []
-    steps: list[list[int]] = [[] for _ in strides]
-    for d, extent in enumerate(extents):
-        if sizes and all(s[-1] == v[d] * extent for s, v in zip(steps, strides, strict=True)):
-            sizes[-1] *= extent
-            for s, v in zip(steps, strides, strict=True):
-                s[-1] = v[d]
-        else:
-            sizes.append(extent)
-            for s, v in zip(steps, strides, strict=True):
-                s.append(v[d])
-    return sizes, steps

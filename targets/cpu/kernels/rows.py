@@ -9,7 +9,8 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from pwopt.targets.cpu.codegen import Expr, Memory, View, broadcast, let, loop
 from pwopt.targets.cpu.kernels.loops import lane_mask, nest, offset_of
-from pwopt.targets.cpu.kernels.reduce import across_lanes, merge
+from pwopt.targets.cpu.kernels.reduce import across_lanes
+from pwopt.targets.views import merge
 
 Offsets = list[Expr]  # one element offset per view
 

@@ -21,7 +21,7 @@ from pwopt.hardware import Hardware
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.codegen import Expr, Memory, Register, View, broadcast, kernel, let, loop
 from pwopt.targets.cpu.kernels.emit import emit
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.microkernel import (
     LINE,
     Operands,
@@ -36,6 +36,7 @@ from pwopt.targets.cpu.kernels.microkernel import (
 )
 from pwopt.targets.cpu.kernels.winograd_tiling import WinogradTile, planes
 from pwopt.targets.cpu.kernels.winograd_transforms import input_tile, output_tile, transform_filter
+from pwopt.targets.windows import Window
 
 
 def pack_winograd(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pwopt.hardware import Hardware
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.microkernel import LINE, Span, blocks_of
 from pwopt.targets.cpu.kernels.tiling import TILE_CYCLES, choose_tile, conv_cycles, step_cycles
+from pwopt.targets.windows import Window
 
 # Measured on an EPYC (Zen 4), weights from L3 and memory: all in all, the times of layers with 16
 # to 512 channels are predicted within 12 %. Cycles to transform the input or the products of a

@@ -1,6 +1,7 @@
 """Lowering rules: which kernel computes which operator."""
 
-from pwopt.targets.cpu.rules import conv, data, elementwise, matrix, resize, transposed, windows
+from pwopt.targets import data
+from pwopt.targets.cpu.rules import conv, elementwise, matrix, resize, transposed, windows
 from pwopt.targets.lowering import Rule
 
 RULES: dict[tuple[str, str], Rule] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,11 +13,10 @@ from pwopt.cost_model import cost_model
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import Program
-from pwopt.ir.shapes import explicit_pads
 from pwopt.targets.cpu.bfloat16 import NEIGHBOURS, PAIR
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.depthwise import depthwise, pack_depthwise
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
 from pwopt.targets.cpu.kernels.winograd import pack_winograd, winograd
 from pwopt.targets.cpu.kernels.winograd_tiling import (
@@ -30,82 +29,41 @@ from pwopt.targets.cpu.kernels.winograd_transforms import transforms_safely
 from pwopt.targets.cpu.lowering import FEW_CHANNELS, Lowering
 from pwopt.targets.cpu.rules import bf16
 from pwopt.targets.cpu.rules.weights import (
-    bias_and_extras,
     kernel_kind,
     packed_weights,
     weight_dtype,
 )
-from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
+from pwopt.targets.lowering import Rule, Unsupported, image_tensor, static_shape
 from pwopt.targets.plan import Buffer, Pointer, Tensor, place
+from pwopt.targets.reading import Convolution, convolution_of
 from pwopt.targets.views import channels_last, image
+from pwopt.targets.windows import Window
 
 
 def convolution(lowering: Lowering, node: Node) -> None:
-    """Conv of one or two spatial axes, with its epilogue."""
-    x, w = lowering.required(node, 0), lowering.required(node, 1)
-    bias, extras = bias_and_extras(lowering, node)
-    require_float(x, w, bias, node.out, *extras)
-    weight = lowering.constant_array(node, 1, "weight")
-    spatial = weight.ndim - 2
-    if spatial not in (1, 2):
-        raise Unsupported(f"{spatial} spatial axes")
-    ones = (1,) * spatial
-    strides, dilations = node.get("strides", ones), node.get("dilations", ones)
-    pads = explicit_pads(
-        node.get("auto_pad", "NOTSET"),
-        static_shape(x)[2:],
-        weight.shape[2:],
-        strides,
-        dilations,
-        node.get("pads", (0,) * (2 * spatial)),
-    )
-    if pads is None or any(p < 0 for p in pads):
-        raise Unsupported("its padding is not known or negative")
-    border = tuple(p for i in range(spatial) for p in (pads[i], pads[spatial + i]))
-    if spatial == 1:
-        weight = weight[:, :, None, :]
-        strides, dilations, pads = (1, *strides), (1, *dilations), (0, *pads)
-    window = Window(
-        (weight.shape[2], weight.shape[3]),
-        (strides[0], strides[1]),
-        (dilations[0], dilations[1]),
-        (pads[0], pads[1]),
-    )
-    tensor = _input(lowering, node, border, window)
-    _emit(lowering, node, tensor, weight, bias, extras, window, node.get("group", 1))
-
-
-def pointwise(lowering: Lowering, node: Node) -> None:
-    """A 1x1 convolution of one to three spatial axes as a matrix product over pixels."""
-    x = lowering.required(node, 0)
-    bias, extras = bias_and_extras(lowering, node)
-    require_float(x, bias, node.out, *extras)
-    weight = lowering.constant_array(node, 1, "weight")[:, :, None, None]
-    spatial = len(static_shape(x)) - 2
-    strides = tuple(node.get("strides", (1,) * spatial))
-    if spatial == 3:
-        if strides != (1, 1, 1):
-            raise Unsupported("a strided three-dimensional convolution")
-        strides = (1, 1)
-    window = Window((1, 1), (1,) * (2 - len(strides)) + strides, (1, 1), (0, 0))
-    tensor = _input(lowering, node, (), window)
-    _emit(lowering, node, tensor, weight, bias, extras, window, node.get("group", 1))
+    """Conv of one or two spatial axes, or a pointwise one of up to three, with its epilogue."""
+    layer = convolution_of(lowering, node)
+    tensor = _input(lowering, node, layer.border, layer.window)
+    _emit(lowering, node, tensor, layer)
 
 
 def _emit(
     lowering: Lowering,
     node: Node,
     x: Tensor,
-    weight: np.ndarray,
-    bias: Value | None,
-    extras: Sequence[Value],
-    window: Window,
-    groups: int,
+    asked: Convolution,
 ) -> None:
+    weight, bias, extras, window, groups = (
+        asked.weight,
+        asked.bias,
+        asked.extras,
+        asked.window,
+        asked.groups,
+    )
     if 0 in static_shape(node.out):
         lowering.result(node.out)
         return
-    program: Program = node.get("epilogue", Program())
+    program = asked.program
     bias_array = None if bias is None else lowering.array(bias)
     if bias is not None and bias_array is None:
         raise Unsupported("its bias is computed at run time")
@@ -267,5 +225,5 @@ def _extra(lowering: Lowering, value: Value, out: Value) -> Tensor:
 RULES: dict[tuple[str, str], Rule] = {
     (KERNEL_DOMAIN, "Conv"): convolution,
     ("", "Conv"): convolution,
-    (KERNEL_DOMAIN, "Pointwise"): pointwise,
+    (KERNEL_DOMAIN, "Pointwise"): convolution,
 }

@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-from pwopt.ir.graph import KERNEL_DOMAIN, Node
-from pwopt.ir.program import BINARY, PARAMETERS, UNARY, Instruction, Program
+from pwopt.ir.graph import Node
 from pwopt.targets.cpu.kernels.map import map_kernel
-from pwopt.targets.cpu.kernels.resize import repeated, split
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
 from pwopt.targets.plan import Tensor, place
+from pwopt.targets.reading import ELEMENTWISE, program_of
+from pwopt.targets.resampling import repeated, split
 from pwopt.targets.views import channels_last
 
 
-def map_(lowering: Lowering, node: Node) -> None:
-    """An internal Map."""
-    _lower(lowering, node, node.attributes["program"])
-
-
-def single(lowering: Lowering, node: Node) -> None:
-    """A lone elementwise operator of ONNX."""
-    if node.op in BINARY:
-        return _lower(lowering, node, Program(2, (Instruction(node.op, (0, 1)),)))
-    if node.op == "Clip" and node.arity > 1:
-        bounds = [lowering.graph.operand(node, i) for i in (1, 2)]
-        low, high = (
-            default if b is None else float(lowering.constant_array(node, i, "bound").reshape(()))
-            for i, b, default in zip((1, 2), bounds, (float("-inf"), float("inf")), strict=True)
-        )
-        return _lower(lowering, node, Program().then("Clip", low, high))
-    if node.op == "Gelu":
-        return _lower(
-            lowering, node, Program().then("Gelu", float(node.get("approximate") == "tanh"))
-        )
-    parameters = (float(node.get(name, default)) for name, default in PARAMETERS.get(node.op, ()))
-    return _lower(lowering, node, Program().then(node.op, *parameters))
-
-
-def variadic(lowering: Lowering, node: Node) -> None:
-    """Sum, Mean, and Max and Min of any number of operands."""
-    op = {"Sum": "Add", "Mean": "Add"}.get(node.op, node.op)
-    program = Program(1)
-    for _ in range(node.arity - 1):
-        program = program.then_with_argument(op)
-    if node.op == "Mean" and node.arity > 1:
-        raise Unsupported("a mean of several tensors")
-    _lower(lowering, node, program)
-
-
-def _lower(lowering: Lowering, node: Node, program: Program) -> None:
+def elementwise(lowering: Lowering, node: Node) -> None:
+    """An internal Map, or a lone elementwise operator of ONNX."""
+    program = program_of(lowering, node)
     values = lowering.operands(node)[: program.arity]
     require_float(node.out, *values)
     shape = static_shape(node.out)
@@ -111,8 +78,4 @@ def _in_place(lowering: Lowering, views: list, values: tuple) -> tuple[int, int]
     return None
 
 
-RULES: dict[tuple[str, str], Rule] = {
-    (KERNEL_DOMAIN, "Map"): map_,
-    **{("", op): single for op in (*UNARY, *BINARY)},
-    **{("", op): variadic for op in ("Sum", "Max", "Min", "Mean")},
-}
+RULES: dict[tuple[str, str], Rule] = dict.fromkeys(ELEMENTWISE, elementwise)

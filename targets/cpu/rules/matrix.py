@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-import numpy as np
 
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import Program
@@ -13,36 +10,19 @@ from pwopt.targets.cpu.kernels.gemm import gemm, gemm_geometry, matmul, matmul_g
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules import bf16
 from pwopt.targets.cpu.rules.weights import (
-    bias_and_extras,
     kernel_kind,
     packed_weights,
     weight_dtype,
 )
 from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
 from pwopt.targets.plan import Tensor, place
+from pwopt.targets.reading import Product, product_of
 
 
 def linear(lowering: Lowering, node: Node) -> None:
-    """An internal Linear: rows times a constant matrix (N, K), bias and epilogue."""
-    bias, extras = bias_and_extras(lowering, node)
-    weight = lowering.constant_array(node, 1, "weight").T
-    bias_array = None if bias is None else lowering.constant_array(node, 2, "bias")
-    _constant_product(lowering, node, weight, bias_array, node.get("epilogue", Program()), extras)
-
-
-def gemm_(lowering: Lowering, node: Node) -> None:
-    """ONNX's Gemm with constant weights and bias."""
-    if node.get("transA", 0):
-        raise Unsupported("transA")
-    weight = lowering.constant_array(node, 1, "weight")
-    weight = (weight.T if node.get("transB", 0) else weight) * np.float32(node.get("alpha", 1.0))
-    bias = None
-    if lowering.graph.operand(node, 2) is not None:
-        bias = lowering.constant_array(node, 2, "bias") * np.float32(node.get("beta", 1.0))
-        if bias.ndim == 2 and bias.shape[0] != 1:
-            raise Unsupported("a bias for each row")
-        bias = np.broadcast_to(bias.reshape(-1), (weight.shape[1],))
-    _constant_product(lowering, node, weight, bias, Program(), [])
+    """An internal Linear, or ONNX's Gemm with constant weights and bias."""
+    product = product_of(lowering, node)
+    _constant_product(lowering, node, product)
 
 
 def matmul_(lowering: Lowering, node: Node) -> None:
@@ -51,7 +31,7 @@ def matmul_(lowering: Lowering, node: Node) -> None:
     require_float(a, b, node.out)
     weight = lowering.array(b)
     if weight is not None and weight.ndim == 2 and len(static_shape(a)) >= 2:
-        return _constant_product(lowering, node, weight, None, Program(), [])
+        return _constant_product(lowering, node, Product(weight, None))
     left, right = lowering.tensor(a), lowering.tensor(b)
     if len(left.view.shape) < 2 or len(right.view.shape) < 2:
         raise Unsupported("a vector operand")
@@ -70,12 +50,10 @@ def matmul_(lowering: Lowering, node: Node) -> None:
 def _constant_product(
     lowering: Lowering,
     node: Node,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    program: Program,
-    extras: Sequence[Value],
+    product: Product,
 ) -> None:
     """X (..., K) @ weight (K, N) + bias, then the program."""
+    weight, bias, program, extras = product.weight, product.bias, product.program, product.extras
     x = lowering.required(node, 0)
     require_float(x, node.out, *extras)
     shape = static_shape(node.out)
@@ -132,6 +110,6 @@ def _extra(
 
 RULES: dict[tuple[str, str], Rule] = {
     (KERNEL_DOMAIN, "Linear"): linear,
-    ("", "Gemm"): gemm_,
+    ("", "Gemm"): linear,
     ("", "MatMul"): matmul_,
 }

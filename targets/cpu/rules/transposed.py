@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,53 +19,21 @@ from pwopt.hardware import Hardware
 from pwopt.ir.graph import Node
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.kernels.conv import conv, pack_conv
-from pwopt.targets.cpu.kernels.geometry import Geometry, Window
+from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules.weights import packed_weights
-from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
+from pwopt.targets.lowering import Rule, image_tensor, static_shape
 from pwopt.targets.plan import Tensor, place
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """The outputs ``start, start + stride, ...`` of one axis as a convolution.
-
-    Attributes:
-        start, outputs: where they are and how many.
-        taps: indices into the kernel in the order of a correlation.
-        pad: elements that the first window starts before the input; may be negative.
-    """
-
-    start: int
-    outputs: int
-    taps: tuple[int, ...]
-    pad: int
-
-    def border(self, size: int) -> tuple[int, int]:
-        """Zeros wanted before and after an input of ``size`` elements."""
-        last = self.outputs - 1 - self.pad + len(self.taps) - 1
-        return max(0, self.pad), max(0, last - (size - 1))
+from pwopt.targets.transposed import Phase, transposed_of
+from pwopt.targets.windows import Window
 
 
 def conv_transpose(lowering: Lowering, node: Node) -> None:
     """ConvTranspose of one or two spatial axes without dilation."""
     x = lowering.required(node, 0)
-    require_float(x, node.out)
-    weight = lowering.constant_array(node, 1, "weight")
-    bias = lowering.graph.operand(node, 2)
-    bias_array = None if bias is None else lowering.constant_array(node, 2, "bias")
-    spatial = weight.ndim - 2
-    if spatial not in (1, 2) or any(d != 1 for d in node.get("dilations", ())):
-        raise Unsupported("a transposed convolution with dilation or three spatial axes")
-    groups, out = node.get("group", 1), static_shape(node.out)
-    strides = node.get("strides", (1,) * spatial)
+    layer = transposed_of(lowering, node)
+    oihw, bias_array, groups, phases = layer.oihw, layer.bias, layer.groups, layer.phases
     sizes = static_shape(x)[2:]
-    phases = [
-        _phases(
-            weight.shape[2 + i], strides[i], _pad(node, i, sizes[i], out[2 + i], weight), out[2 + i]
-        )
-        for i in range(spatial)
-    ]
     border = tuple(
         max(phase.border(size)[side] for phase in axis)
         for axis, size in zip(phases, sizes, strict=True)
@@ -73,17 +41,16 @@ def conv_transpose(lowering: Lowering, node: Node) -> None:
     )
     source = lowering.with_border(x, border) if any(border) else lowering.channels_last(x)
     result = lowering.result(node.out)
-    oihw = _as_correlation(weight, groups)
     together = _together(phases, result, groups, lowering.hardware)
     for chosen in itertools.product(*together):
         _emit(lowering, node, source, result, oihw, bias_array, chosen, groups)
 
 
-Run = tuple[_Phase, ...]  # phases of one axis that one convolution computes, as channels
+Run = tuple[Phase, ...]  # phases of one axis that one convolution computes, as channels
 
 
 def _together(
-    phases: Sequence[list[_Phase]], result: Tensor, groups: int, hardware: Hardware
+    phases: Sequence[list[Phase]], result: Tensor, groups: int, hardware: Hardware
 ) -> list[list[Run]]:
     """The phases of each axis, joined where they read the same windows and their results allow.
 
@@ -102,7 +69,7 @@ def _together(
     return joined
 
 
-def _alike(axis: Sequence[_Phase]) -> bool:
+def _alike(axis: Sequence[Phase]) -> bool:
     return len({(p.outputs, len(p.taps), p.pad) for p in axis}) == 1
 
 
@@ -147,39 +114,6 @@ def _emit(
     )
     arguments = (xv, yv, window, groups, Program(), (), hardware, tile, lowering.threads)
     lowering.emit(conv, arguments, (xp, w, b, yp), **folded)
-
-
-def _as_correlation(weight: np.ndarray, groups: int) -> np.ndarray:
-    """Weights (C, M/G, ...) as a convolution's (M, C/G, ...), taps in ONNX's order."""
-    channels, per_group = weight.shape[:2]
-    split = weight.reshape(groups, channels // groups, per_group, *weight.shape[2:])
-    return split.swapaxes(1, 2).reshape(groups * per_group, channels // groups, *weight.shape[2:])
-
-
-def _phases(kernel: int, stride: int, pad: int, outputs: int) -> list[_Phase]:
-    found = []
-    for start in range(min(stride, outputs)):
-        first, shift = (start + pad) % stride, (start + pad) // stride
-        taps = tuple(reversed(range(first, kernel, stride)))
-        if not taps:
-            raise Unsupported("a kernel smaller than its stride")
-        count = -(-(outputs - start) // stride)
-        found.append(_Phase(start, count, taps, len(taps) - 1 - shift))
-    return found
-
-
-def _pad(node: Node, axis: int, size: int, output: int, weight: np.ndarray) -> int:
-    """The padding at the start of an axis, after auto_pad and output_shape."""
-    kernel, spatial = weight.shape[2 + axis], weight.ndim - 2
-    stride = node.get("strides", (1,) * spatial)[axis]
-    auto = node.get("auto_pad", "NOTSET")
-    if auto == "NOTSET" and "output_shape" not in node.attributes:
-        return int(node.get("pads", (0,) * (2 * spatial))[axis])
-    if auto == "VALID":
-        return 0
-    extra = node.get("output_padding", (0,) * spatial)[axis]
-    total: int = max(0, stride * (size - 1) + extra + kernel - output)
-    return total // 2 if auto == "SAME_UPPER" else total - total // 2
 
 
 RULES: dict[tuple[str, str], Rule] = {("", "ConvTranspose"): conv_transpose}

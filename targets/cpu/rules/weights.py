@@ -7,19 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pwopt.ir.graph import Node, Value
 from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.bfloat16 import PAIR, PAIRS
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.plan import Pointer
 from pwopt.targets.views import View
-
-
-def bias_and_extras(lowering: Lowering, node: Node) -> tuple[Value | None, list[Value]]:
-    """Operand 2 and the operands of the epilogue of an internal op."""
-    operands = lowering.operands(node)
-    bias = operands[2] if len(operands) > 2 else None
-    return bias, [v for v in operands[3:] if v is not None]
 
 
 def weight_dtype(lowering: Lowering, x: View, pixels: int) -> str:

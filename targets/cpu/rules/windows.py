@@ -8,51 +8,29 @@ import numpy as np
 
 from pwopt.ir.graph import Node
 from pwopt.ir.program import Instruction, Program
-from pwopt.ir.shapes import explicit_pads
 from pwopt.targets.cpu.kernels.map import map_kernel
 from pwopt.targets.cpu.kernels.norm import local_response, mean_variance
-from pwopt.targets.cpu.kernels.pool import PoolAxis, pool
+from pwopt.targets.cpu.kernels.pool import pool
 from pwopt.targets.cpu.kernels.reduce import REDUCTIONS, reduce
 from pwopt.targets.cpu.kernels.softmax import softmax
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules.squeeze_excite import emit_gates
 from pwopt.targets.lowering import Rule, Unsupported, image_tensor, require_float, static_shape
 from pwopt.targets.plan import place
+from pwopt.targets.reading import (
+    only_first_is_read,
+    pooling_of,
+    reduction_of,
+    scale_and_shift,
+    softmax_axes,
+)
 from pwopt.targets.views import channels_last
 
 
 def pooling(lowering: Lowering, node: Node) -> None:
     """MaxPool, AveragePool, LpPool of one or two spatial axes."""
-    value = lowering.required(node, 0)
-    require_float(value, node.out)
-    shape = static_shape(value)
-    spatial = len(shape) - 2
-    if spatial not in (1, 2):
-        raise Unsupported(f"{spatial} spatial axes")
-    if len(node.types) > 1 and lowering.is_read(node[1]):
-        raise Unsupported("the indices of a MaxPool are read")
-    if node.op == "LpPool" and node.get("p", 2) != 2:
-        raise Unsupported(f"p={node.get('p')}")
-    kernel = node.get("kernel_shape")
-    strides = node.get("strides", (1,) * spatial)
-    dilations = node.get("dilations", (1,) * spatial)
-    pads = explicit_pads(
-        node.get("auto_pad", "NOTSET"),
-        shape[2:],
-        kernel,
-        strides,
-        dilations,
-        node.get("pads", (0,) * (2 * spatial)),
-    )
-    if pads is None:
-        raise Unsupported("its padding is not known")
-    axes = [
-        PoolAxis(kernel[i], strides[i], dilations[i], pads[i], pads[spatial + i])
-        for i in range(spatial)
-    ]
-    window = (axes[0], axes[1]) if spatial == 2 else (PoolAxis(1), axes[0])
-    kind = {"MaxPool": "max", "AveragePool": "average", "LpPool": "l2"}[node.op]
-    (xp, xv) = place(image_tensor(lowering.channels_last(value)))
+    kind, window = pooling_of(lowering, node)
+    (xp, xv) = place(image_tensor(lowering.channels_last(lowering.required(node, 0))))
     (yp, yv) = place(image_tensor(lowering.result(node.out)))
     lowering.emit(
         pool,
@@ -62,41 +40,14 @@ def pooling(lowering: Lowering, node: Node) -> None:
     )
 
 
-def global_pooling(lowering: Lowering, node: Node) -> None:
-    """GlobalAveragePool and GlobalMaxPool."""
-    value = lowering.required(node, 0)
-    kind = {"GlobalAveragePool": "Mean", "GlobalMaxPool": "Max"}[node.op]
-    if kind == "Mean" and emit_gates(lowering, node):
-        return
-    _reduce(lowering, node, kind, tuple(range(2, len(static_shape(value)))))
-
-
 def reduction(lowering: Lowering, node: Node) -> None:
-    """The Reduce* family with constant axes, as attribute or operand."""
-    kind = node.op.removeprefix("Reduce")
-    if kind not in REDUCTIONS:
-        raise Unsupported(f"no reduction {node.op}")
-    rank = len(static_shape(lowering.required(node, 0)))
-    axes = node.get("axes")
-    if axes is None and lowering.graph.operand(node, 1) is not None:
-        axes = lowering.constant_array(node, 1, "axes").tolist()
-    if not axes:
-        if node.get("noop_with_empty_axes", 0):
-            raise Unsupported("no axes")
-        axes = range(rank)
-    axes = tuple(sorted(a % rank for a in axes))
-    of_maps = kind == "Mean" and axes == tuple(range(2, rank)) and node.get("keepdims", 1)
-    if of_maps and emit_gates(lowering, node):
-        return
-    _reduce(lowering, node, kind, axes)
-
-
-def _reduce(lowering: Lowering, node: Node, kind: str, axes: tuple[int, ...]) -> None:
+    """GlobalAveragePool, GlobalMaxPool and the Reduce* family with constant axes."""
+    kind, axes = reduction_of(lowering, node)
     value = lowering.required(node, 0)
-    require_float(value, node.out)
+    of_maps = kind == "Mean" and axes == tuple(range(2, len(static_shape(value))))
+    if of_maps and node.get("keepdims", 1) and emit_gates(lowering, node):
+        return
     tensor = lowering.tensor(value)
-    if 0 in tensor.view.shape:
-        raise Unsupported("a reduction over nothing")
     kept = tuple(1 if a in axes else e for a, e in enumerate(tensor.view.shape))
     result = lowering.result(node.out, tuple(range(len(static_shape(node.out)))))
     (xp, xv), (yp, yv) = place(tensor), place(result)
@@ -108,23 +59,15 @@ def _reduce(lowering: Lowering, node: Node, kind: str, axes: tuple[int, ...]) ->
 
 def batch_norm(lowering: Lowering, node: Node) -> None:
     """BatchNormalization with constant statistics: a multiply and an add per channel."""
-    if node.get("training_mode", 0) or _reads_more_than_first(lowering, node):
-        raise Unsupported("training mode")
-    if not node.get("spatial", 1):
-        raise Unsupported("statistics per element")
     value = lowering.required(node, 0)
-    require_float(value, node.out)
-    scale, shift, mean, variance = (
-        lowering.constant_array(node, i, "parameter").astype(np.float64) for i in range(1, 5)
-    )
-    factor = scale / np.sqrt(variance + node.get("epsilon", 1e-5))
+    factor, shift = scale_and_shift(lowering, node)
     shape = static_shape(value)
     tensor = lowering.channels_last(value)
     result = lowering.result(node.out)
     order = channels_last(len(shape))
     placed = [place(tensor.with_view(tensor.view.permute(order)))]
-    for name, array in (("scale", factor), ("shift", shift - mean * factor)):
-        constant = lowering.constant(array.astype(np.float32), key=(node.out, name))
+    for name, array in (("scale", factor), ("shift", shift)):
+        constant = lowering.constant(array, key=(node.out, name))
         column = constant.view.reshape((-1 % (len(array) + 1), *[1] * (len(shape) - 2)))
         assert column is not None
         placed.append(place(constant.with_view(column.broadcast(shape).permute(order))))
@@ -138,22 +81,10 @@ def batch_norm(lowering: Lowering, node: Node) -> None:
     )
 
 
-def _reads_more_than_first(lowering: Lowering, node: Node) -> bool:
-    return any(lowering.is_read(node[i]) for i in range(1, len(node.types)))
-
-
 def softmax_(lowering: Lowering, node: Node) -> None:
     """Softmax and LogSoftmax; before opset 13 over all axes from ``axis`` on."""
-    value = lowering.required(node, 0)
-    require_float(value, node.out)
-    rank = len(static_shape(value))
-    opset = lowering.graph.opset
-    axis = node.get("axis", -1 if opset >= 13 else 1)
-    if not rank:
-        raise Unsupported("a scalar")
-    axis += rank if axis < 0 else 0
-    axes = (axis,) if opset >= 13 else tuple(range(axis, rank))
-    tensor = lowering.tensor(value)
+    axes = softmax_axes(lowering, node)
+    tensor = lowering.tensor(lowering.required(node, 0))
     xp, xv = place(tensor)
     yp, yv = place(lowering.result(node.out, tensor.view.order))
     lowering.emit(
@@ -194,8 +125,7 @@ def instance_norm(lowering: Lowering, node: Node) -> None:
 
 def layer_norm(lowering: Lowering, node: Node) -> None:
     """LayerNormalization over the last axes."""
-    if _reads_more_than_first(lowering, node):
-        raise Unsupported("its mean is read")
+    only_first_is_read(lowering, node, "its mean")
     value = lowering.required(node, 0)
     rank = len(static_shape(value))
     axes = tuple(range(node.get("axis", -1) % rank, rank))
@@ -233,7 +163,7 @@ def _normalise(
 
 RULES: dict[tuple[str, str], Rule] = {
     **{("", op): pooling for op in ("MaxPool", "AveragePool", "LpPool")},
-    **{("", op): global_pooling for op in ("GlobalAveragePool", "GlobalMaxPool")},
+    **{("", op): reduction for op in ("GlobalAveragePool", "GlobalMaxPool")},
     **{("", f"Reduce{kind}"): reduction for kind in REDUCTIONS},
     ("", "BatchNormalization"): batch_norm,
     ("", "Softmax"): softmax_,

@@ -1,4 +1,4 @@
-"""Rules for operators that move or view data: most become views and cost nothing."""
+"""Rules, of every target, for operators that move or view data: most cost nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import math
 import numpy as np
 
 from pwopt.ir.graph import Node, Value
-from pwopt.targets.cpu.kernels.copy import copy, fill
-from pwopt.targets.cpu.lowering import Lowering
-from pwopt.targets.lowering import Unsupported, element_type, static_shape
-from pwopt.targets.plan import Tensor, place
+from pwopt.targets.lowering import Lowering, Unsupported, element_type, static_shape
+from pwopt.targets.plan import Tensor
 from pwopt.targets.views import View, channels_last
 
 
@@ -45,9 +43,9 @@ def reshape(lowering: Lowering, node: Node) -> None:
     result = lowering.result(node.out)
     target = result.view.reshape(old_shape)
     if target is not None:
-        _copy(lowering, tensor, result.with_view(target))
+        lowering.copy_into(tensor, result.with_view(target))
     else:  # a border cuts the axes apart
-        _copy(lowering, _viewed(lowering.dense(value), shape), result)
+        lowering.copy_into(_viewed(lowering.dense(value), shape), result)
 
 
 def _viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -122,8 +120,7 @@ def depth_to_space(lowering: Lowering, node: Node) -> None:
     result = lowering.result(node.out)
     # The copy runs in the six-dimensional view, in which the result can always be seen.
     target = _split_axes(result.view, moved.shape, node.op == "SpaceToDepth")
-    (sp, sv), (tp, tv) = place(tensor.with_view(moved)), place(result.with_view(target))
-    lowering.emit(copy, (sv, tv, lowering.hardware, lowering.threads), (sp, tp))
+    lowering.copy_into(tensor.with_view(moved), result.with_view(target))
 
 
 def concat(lowering: Lowering, node: Node) -> None:
@@ -142,7 +139,7 @@ def concat(lowering: Lowering, node: Node) -> None:
         extent = static_shape(value)[axis]
         part = whole.with_view(whole.view.slice(axis, start, extent))
         if extent and lowering.tensor(value) != part:  # else its producer wrote it there
-            _copy(lowering, lowering.tensor(value), part)
+            lowering.copy_into(lowering.tensor(value), part)
         start += extent
 
 
@@ -168,10 +165,8 @@ def pad(lowering: Lowering, node: Node) -> None:
     for axis in range(rank):
         target = target.slice(axis, max(0, begins[axis]), source.shape[axis])
     if any(p > 0 for p in pads):
-        pointer, view = place(result)
-        arguments = (view, fill_value, lowering.hardware, lowering.threads)
-        lowering.emit(fill, arguments, (pointer,))
-    _copy(lowering, tensor.with_view(source), result.with_view(target))
+        lowering.fill(result, fill_value)
+    lowering.copy_into(tensor.with_view(source), result.with_view(target))
 
 
 def gather(lowering: Lowering, node: Node) -> None:
@@ -198,8 +193,7 @@ def gather(lowering: Lowering, node: Node) -> None:
         raise Unsupported("scattered indices")
     result = lowering.result(node.out, tensor.view.order)
     for at, index in enumerate(flat.tolist()):
-        _copy(
-            lowering,
+        lowering.copy_into(
             tensor.with_view(tensor.view.slice(axis, index, 1)),
             result.with_view(result.view.slice(axis, at, 1)),
         )
@@ -213,12 +207,6 @@ def _drop(view: View, axis: int) -> View:
         view.offset,
         view.dtype,
     )
-
-
-def _copy(lowering: Lowering, source: Tensor, target: Tensor) -> None:
-    if source.view.elements:
-        (sp, sv), (tp, tv) = place(source), place(target)
-        lowering.emit(copy, (sv, tv, lowering.hardware, lowering.threads), (sp, tp))
 
 
 def _optional(lowering: Lowering, node: Node, slot: int, default: list[int]) -> list[int]:
