@@ -47,26 +47,14 @@ def convolution(lowering: Lowering, node: Node) -> None:
     _emit(lowering, node, tensor, layer)
 
 
-def _emit(
-    lowering: Lowering,
-    node: Node,
-    x: Tensor,
-    asked: Convolution,
-) -> None:
-    weight, bias, extras, window, groups = (
-        asked.weight,
-        asked.bias,
-        asked.extras,
-        asked.window,
-        asked.groups,
-    )
+def _emit(lowering: Lowering, node: Node, x: Tensor, asked: Convolution) -> None:
+    weight, bias, extras = asked.weight, asked.bias, asked.extras
+    window, groups = asked.window, asked.groups
     if 0 in static_shape(node.out):
         lowering.result(node.out)
         return
     program = asked.program
     bias_array = None if bias is None else lowering.array(bias)
-    if bias is not None and bias_array is None:
-        raise Unsupported("its bias is computed at run time")
     placed_extras = [place(_extra(lowering, e, node.out)) for e in extras]
     extra_views = tuple(v for _, v in placed_extras)
     xp, xv = place(image_tensor(x))
