@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pwopt.ir.graph import Node
+from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Value
 from pwopt.targets.lowering import Lowering, Unsupported, require_float, static_shape
 from pwopt.targets.views import View
 
@@ -207,6 +207,21 @@ def resampling_of(lowering: Lowering, node: Node) -> Resampling:
         return rows, columns
 
     return Resampling(mode, factors, tables)
+
+
+def only_maps_read(graph: Graph, value: Value) -> bool:
+    """Whether the only reader adds an enlarged image to maps: it can read the small one instead."""
+    readers = graph.readers(value)
+    if len(readers) != 1 or graph.is_output(value) or not value.shape or value.shape[1] == 1:
+        return False
+    reader = readers[0]
+    if (reader.domain, reader.op) != (KERNEL_DOMAIN, "Map") or reader.out.shape != value.shape:
+        return False
+    others = [v for v in graph.operands(reader) if v is not None and v != value]
+    convolutions = ("Conv", "Pointwise")  # channels last, so the reader is, too
+    return any(v.shape == value.shape and v.node.op in convolutions for v in others) and not any(
+        v.node.op in ("Resize", "Upsample") for v in others
+    )
 
 
 def _scales(
