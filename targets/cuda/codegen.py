@@ -27,6 +27,7 @@ from pwopt.targets.views import itemsize
 
 Expr = Any  # a TIR expression or a Python number
 
+_ELEMENTS = 2**31 - 1  # of one pointer at most: offsets are 32-bit, whose divisions are fast
 WIDEST = 16  # bytes of the widest load and store
 _ELEMENTS = 2**31 - 1  # behind a pointer: offsets are computed in 32 bits
 _SHARED_ALIGNMENT = 1024  # bytes; what 128-byte swizzles of the tensor memory accelerator want
@@ -121,7 +122,7 @@ class Memory:
         if lanes == 1:
             return [_widened(let(self[offset]), self.dtype)]
         registers = Array(lanes, self.dtype, "loaded")
-        for start, width in _pieces(lanes, size, align):
+        for start, width in pieces(lanes, size, align):
             copy(registers.address(start), self.address(offset + start), width)
         return [_widened(registers[i], self.dtype) for i in range(lanes)]
 
@@ -140,7 +141,7 @@ class Memory:
         else:
             for i, value in enumerate(values):
                 registers[i] = T.cast(value, self.dtype)
-        for start, width in _pieces(len(values), size, align):
+        for start, width in pieces(len(values), size, align):
             copy(self.address(offset + start), registers.address(start), width)
 
 
@@ -148,7 +149,7 @@ def _widened(value: Expr, dtype: str) -> Expr:
     return value if dtype == "float32" else T.cast(value, "float32")
 
 
-def _pieces(lanes: int, size: int, align: int) -> Iterator[tuple[int, int]]:
+def pieces(lanes: int, size: int, align: int) -> Iterator[tuple[int, int]]:
     """(first element, bytes) of as few accesses as the alignment allows."""
     start = 0
     while start < lanes:

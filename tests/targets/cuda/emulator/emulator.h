@@ -16,6 +16,9 @@
 #include <map>
 #include <vector>
 
+#define CUDART_INF_F __builtin_inff()
+#define CUDART_NAN_F __builtin_nanf("")
+
 // ---------------------------------------------------------------------------------------- types
 #define __forceinline__ inline
 #define __launch_bounds__(...)
