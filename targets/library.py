@@ -15,7 +15,6 @@ import numpy as np
 
 from pwopt import hardware
 from pwopt.errors import CodegenError
-from pwopt.targets import native
 from pwopt.targets.executable import Executable, Manifest, runs_here
 
 _BLOBS = ("manifest", "constants", "models", "cubins")
@@ -39,6 +38,8 @@ def write_library(executable: Executable, path: Path) -> None:
     Raises:
         CodegenError: no compiler, or it failed; the message says what to do.
     """
+    from pwopt.targets import native
+
     if executable.path is not None:
         raise CodegenError(f"this executable was loaded from {executable.path}; copy that file")
     compiler = _compiler(executable.manifest.triple)
