@@ -81,9 +81,9 @@ class Epilogue:
                 )
             ):
                 sums = staged.load(row * row_floats + column, self.lanes)
-                self._vector(sums, columns, pixel, channel, part, memories)
+                self.vector(sums, columns, pixel, channel, part, memories)
 
-    def _vector(
+    def vector(
         self,
         sums: list[Expr],
         columns: int,
@@ -92,6 +92,16 @@ class Epilogue:
         part: Expr,
         memories: Sequence[Memory],
     ) -> None:
+        """Finishes and writes the sums of neighbouring channels of one pixel.
+
+        Args:
+            sums: as many as :attr:`lanes`.
+            columns: channels of a tile, which the bias is filled up to.
+            pixel: of the output, flat.
+            channel: the first, within the part.
+            part: of the channels.
+            memories: bias, extras and output.
+        """
         bias, *extras, y = memories
         geometry, lanes = self.geometry, self.lanes
         padded = -(-geometry.out_channels // columns) * columns

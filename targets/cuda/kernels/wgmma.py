@@ -8,7 +8,6 @@ copies of the next tile are on their way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,17 +31,15 @@ from pwopt.targets.cuda.codegen import (
     when,
 )
 from pwopt.targets.cuda.kernel import Kernel
-from pwopt.targets.cuda.kernels.functions import evaluate
+from pwopt.targets.cuda.kernels.epilogue import Epilogue
+from pwopt.targets.cuda.kernels.geometry import Geometry
 from pwopt.targets.cuda.kernels.wgmma_tiling import (
     ROW_BYTES,
     STAGED,
     TYPES,
     Shape,
     WgmmaTile,
-    as_one_row,
 )
-from pwopt.targets.views import View
-from pwopt.targets.windows import Window
 
 _GROUP = 128  # threads
 _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
@@ -55,44 +52,32 @@ __forceinline__ __device__ void pw_keep(float& x) {
 """
 
 
-def wgmma(
-    x: View,
-    y: View,
-    window: Window,
-    program: Program,
-    extras: tuple[View, ...],
-    tile: WgmmaTile,
-) -> Kernel:
+def wgmma(geometry: Geometry, program: Program, tile: WgmmaTile) -> Kernel:
     """A convolution of one group, bias and epilogue.
 
-    Pointers: x, the weights and the bias of :func:`pack_wgmma`, the extras, y. With ``tile.splits``
-    > 1 the parts of the reduction follow each other in memory, each a whole y; bias and epilogue
-    are for whoever adds them up.
+    Pointers: input, weights and bias as :func:`~.wgmma_tiling.pack_wgmma` makes them, extras,
+    output. With ``tile.splits`` > 1 the output is float32, its parts follow each other in memory,
+    each as large as the first axis says, and bias and epilogue are for whoever adds them up.
 
     Args:
-        x: (N, H, W, C) of float16, bfloat16 or float32 (multiplied as TF32); unit channel stride,
-            other strides and the offset multiples of 16 bytes.
-        y: (N, OH, OW, OC), unit channel stride.
-        window: of the convolution.
-        program: of the epilogue; argument 0 is the sum with the bias.
-        extras: its other arguments, broadcast to the shape of y.
-        tile: how the work is cut.
+        geometry: sizes and layouts.
+        program: argument 0 is the sum plus bias, the others are the extras.
+        tile: how to divide the work.
     """
-    part = y.shape[0] * y.strides[0] if tile.splits > 1 else 0
-    shape = Shape(*as_one_row(x, y, extras, window), window, tile, part)
+    shape = Shape(geometry, tile)
     if (tile.splits - 1) * shape.steps_of_split >= shape.steps:
         raise ValueError(f"{shape.steps} steps in {tile.splits} parts")
-    dtypes = [x.dtype, x.dtype, "float32", *(e.dtype for e in extras), y.dtype]
+    dtypes = [geometry.x.dtype, geometry.x.dtype, "float32"]
+    dtypes += [view.dtype for view in (*geometry.extras, geometry.y)]
 
     def body(block: Block, *memories: Memory) -> None:
         _Body(shape, program, block, memories).emit()
 
-    consumers = tile.pixels // 64
     return kernel(
         dtypes,
         body,
         grid=(min(shape.tiles, tile.blocks), 1, 1),
-        threads=_GROUP * (consumers + 1),
+        threads=_GROUP * (tile.pixels // 64 + 1),
         shared_bytes=shape.shared_bytes,
         maps=shape.maps(),
         blocks_per_multiprocessor=1,
@@ -105,8 +90,9 @@ class _Body:
     def __init__(
         self, shape: Shape, program: Program, block: Block, memories: tuple[Memory, ...]
     ) -> None:
-        self.shape, self.tile, self.program, self.block = shape, shape.tile, program, block
-        _, _, self.bias, *self.extras, self.y = memories
+        self.shape, self.tile, self.block = shape, shape.tile, block
+        self.epilogue = Epilogue(shape.geometry, program, 32)
+        self.operands = memories[2:]  # bias, extras, output
         self.consumers = self.tile.pixels // 64
         self.pixels = block.shared(shape.x.dtype)
         self.weights = block.shared(shape.x.dtype, self.tile.stages * shape.ring[0] * shape.size)
@@ -267,65 +253,37 @@ class _Body:
                     source = ((first // 8 + j) * 2 + half) * 2
                     self.staged.store(to, [sums[source], sums[source + 1]], align=8)
             T.evaluate(T.cuda.warp_sync())
-            per_row = width // 8
+            lanes = self.epilogue.lanes
+            per_row = width // lanes
             with serial(-(-16 * per_row // 32)) as turn:
                 item = let(turn * 32 + lane)
-                inside = True if per_row % 2 == 0 else item < 16 * per_row
-                with when(inside):
-                    self._write_chunk(at, start, item // per_row, first, item % per_row * 8)
+                with when(True if per_row % 2 == 0 else item < 16 * per_row):
+                    column = let(item % per_row * lanes)
+                    staged = start + item // per_row * row + column
+                    self._write_vector(at, item // per_row, first + column, staged)
 
-    def _write_chunk(self, at: _Position, start: Expr, row: Expr, first: int, chunk: Expr) -> None:
-        """Eight output channels of one pixel."""
-        shape = self.shape
-        (w, h, _), channels = shape.boxes.sizes, shape.y.shape[3]
-        pixel = let(self.block.warp * 16 + row)
-        index = (
-            let(at.image + pixel // (w * h)),
-            let(at.row + pixel // w % h),
-            let(at.column + pixel % w),
-            let(at.panel * self.tile.columns + first + chunk),
-        )
-        limits = [index[a] < shape.y.shape[a] for a in (0, 1, 2) if shape.y.shape[a] > 1]
-        with when(all_of(pixel < shape.boxes.pixels, index[3] < channels, *limits)):
-            sums = self.staged.load(start + row * shape.staged_row + chunk, 8)
-            self._finish(index, sums, at)
-
-    def _finish(self, index: tuple[Expr, ...], sums: list[Expr], at: _Position) -> None:
-        shape, channels = self.shape, self.shape.y.shape[3]
-        align = _alignment(shape.y)
-        to = shape.y.at(*index)
-        if self.tile.splits > 1:
-            values, to = sums, let(to + at.split * shape.part)
-        else:
-            values = [s + b for s, b in zip(sums, self.bias.load(index[3], 8), strict=True)]
-
-        def extra(view: View, memory: Memory, count: int, first: int) -> list[Expr]:
-            place = view.at(*index)
-            if view.strides[3] == 0:
-                return memory.load(place, 1) * count
-            return memory.load(place + first, count, _alignment(view))
-
-        def store(first: int, count: int) -> None:
-            others = [
-                extra(v, m, count, first) for v, m in zip(shape.extras, self.extras, strict=True)
-            ]
-            done = [
-                evaluate(self.program, [values[first + i], *(o[i] for o in others)])
-                for i in range(count)
-            ]
-            self.y.store(to + first, done, align)
-
-        def some() -> None:
-            for i in range(8):
-                with when(index[3] + i < channels):
-                    store(i, 1)
-
-        branch(True if channels % 8 == 0 else index[3] + 8 <= channels, lambda: store(0, 8), some)
-
-
-def _alignment(view: View) -> int:
-    """Bytes that the addresses of every eighth channel are multiples of."""
-    return math.gcd(16, *(s * view.itemsize for s in (*view.strides[:3], view.offset)))
+    def _write_vector(self, at: _Position, row: Expr, column: Expr, staged: Expr) -> None:
+        """A few output channels of one pixel; ``staged`` is where their sums lie."""
+        shape, geometry = self.shape, self.shape.geometry
+        (w, h, _), (images, height, width) = shape.boxes.sizes, shape.sizes
+        inner = let(self.block.warp * 16 + row)
+        place = [at.column + inner % w, at.row + inner // w % h, at.image + inner // (w * h)]
+        limits = [
+            p < extent
+            for p, extent in zip(place, (width, height, images), strict=True)
+            if extent > 1
+        ]
+        channel = let(at.panel * self.tile.columns + column)
+        inside = all_of(inner < shape.boxes.pixels, channel < geometry.y.shape[3], *limits)
+        with when(inside):
+            pixel = let((place[2] * height + place[1]) * width + place[0])
+            values = self.staged.load(staged, self.epilogue.lanes)
+            if self.tile.splits == 1:
+                self.epilogue.vector(values, self.tile.columns, pixel, channel, 0, self.operands)
+            else:
+                part = geometry.y.shape[0] * geometry.y.strides[0]
+                to = at.split * part + geometry.output_offset(geometry.y, pixel) + channel
+                self.operands[-1].store(let(to), values)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from pwopt.targets.cuda.arch import Gpu
+from pwopt.targets.cuda.arch import Arch, Gpu
 from pwopt.targets.cuda.kernel import TensorMap
+from pwopt.targets.cuda.kernels.geometry import Geometry
 from pwopt.targets.views import View, itemsize
 from pwopt.targets.windows import Window
 
@@ -16,6 +18,7 @@ ROW_BYTES = 128  # of a stage: one swizzled row of 16-byte chunks
 STAGED = 128  # columns that a warp stages at a time
 TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32"}
 _BOX = 256  # largest extent of a copied box
+_MOST_STEPS = 8  # that a box can take between elements
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,37 @@ class Shape:
     """A convolution as the kernel sees it, and what follows from its tile.
 
     Attributes:
-        x, y, extras: operands as (N, H, W, C), a pointwise one as one row of pixels.
-        window: of the convolution.
+        geometry: the convolution.
         tile: how it is cut.
-        part: elements between partial sums of the same output.
     """
 
-    x: View
-    y: View
-    extras: tuple[View, ...]
-    window: Window
+    geometry: Geometry
     tile: WgmmaTile
-    part: int = 0
+
+    @cached_property
+    def x(self) -> View:
+        """The input, that of a pointwise convolution as one row of pixels where it lies so."""
+        x = self.geometry.x
+        if self.geometry.window != Window():
+            return x
+        row = View(x.shape[:3], x.strides[:3], x.offset, x.dtype).reshape(
+            (1, 1, math.prod(x.shape[:3]))
+        )
+        if row is None:
+            return x
+        return replace(row, shape=(*row.shape, x.shape[3]), strides=(*row.strides, x.strides[3]))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Output images, rows and columns, as the input is seen."""
+        images, height, width, _ = self.geometry.y.shape
+        flat = self.x.shape != self.geometry.x.shape
+        return (1, 1, images * height * width) if flat else (images, height, width)
+
+    @property
+    def window(self) -> Window:
+        """Of the convolution."""
+        return self.geometry.window
 
     @property
     def size(self) -> int:
@@ -96,12 +118,12 @@ class Shape:
     @property
     def panels(self) -> int:
         """Tiles of output channels."""
-        return -(-self.y.shape[3] // self.tile.columns)
+        return -(-self.geometry.y.shape[3] // self.tile.columns)
 
-    @property
+    @cached_property
     def boxes(self) -> Boxes:
         """Tiles of output pixels."""
-        images, height, width, _ = self.y.shape
+        images, height, width = self.sizes
         down, right = self.window.strides
         best: tuple[tuple[int, int], Boxes] | None = None
         for w in range(1, min(width, self.tile.pixels) + 1):
@@ -146,7 +168,12 @@ class Shape:
     def maps(self) -> tuple[TensorMap, TensorMap]:
         """Windows on the input, innermost axis first, and on the packed weights."""
         images, height, width, channels = self.x.shape
-        per_image, per_row, per_pixel, _ = (s * self.size for s in self.x.strides)
+        strides = [s * self.size for s in reversed(self.x.strides[:3])]
+        least = -(-channels * self.size // 16) * 16
+        for i, extent in enumerate((width, height, images)):
+            if extent == 1:  # whatever its stride is, the driver wants one that could be
+                strides[i] = least
+            least = strides[i] * extent
         w, h, n = self.boxes.sizes
         down, right = self.window.strides
         pixels = TensorMap(
@@ -154,7 +181,7 @@ class Shape:
             dtype=self.x.dtype,
             offset=self.x.offset,
             dims=(channels, width, height, images),
-            strides=(per_pixel, per_row, per_image),
+            strides=tuple(strides),
             box=(self.depth, (w - 1) * right + 1, (h - 1) * down + 1, n),
             steps=(1, right, down, 1),
         )
@@ -171,37 +198,13 @@ class Shape:
         return pixels, weights
 
 
-def as_one_row(
-    x: View, y: View, extras: tuple[View, ...], window: Window
-) -> tuple[View, View, tuple[View, ...]]:
-    """The operands of a pointwise convolution as one row of pixels, where all lie so."""
-    if window != Window():
-        return x, y, extras
-    flat = [_row(view) for view in (x, y, *extras)]
-    if any(view is None for view in flat):
-        return x, y, extras
-    rows = [view for view in flat if view is not None]
-    return rows[0], rows[1], tuple(rows[2:])
-
-
-def _row(view: View) -> View | None:
-    *outer, channels = view.shape
-    pixels = replace(view, shape=tuple(outer), strides=view.strides[:3]).reshape(
-        (1, 1, math.prod(outer))
-    )
-    if pixels is None:
-        return None
-    return replace(
-        pixels, shape=(*pixels.shape, channels), strides=(*pixels.strides, view.strides[3])
-    )
-
-
-def takes(x: View, window: Window, groups: int) -> bool:
-    """Whether :func:`wgmma` can read an input."""
+def takes(geometry: Geometry) -> bool:
+    """Whether :func:`~.wgmma.wgmma` can compute a convolution."""
+    x = geometry.x
     strides = [s for s, e in zip(x.strides[:3], x.shape[:3], strict=True) if e > 1]
     aligned = all(j * x.itemsize % 16 == 0 for j in (x.offset, *strides))
-    unit = x.strides[3] == 1 or x.shape[3] == 1
-    return groups == 1 and x.dtype in TYPES and aligned and unit and max(window.strides) <= 8
+    known = x.dtype in TYPES and max(geometry.window.strides) <= _MOST_STEPS
+    return geometry.groups == 1 and aligned and known
 
 
 def pack_wgmma(
@@ -229,7 +232,7 @@ def pack_wgmma(
     return packed.reshape(rows, -1), biases
 
 
-def choose_wgmma(x: View, y: View, window: Window, gpu: Gpu, shared_bytes: int) -> WgmmaTile:
+def choose_wgmma(geometry: Geometry, arch: Arch, gpu: Gpu) -> WgmmaTile:
     """The tile of the least predicted time.
 
     A block's step takes as long as its products, or as its copies if those take longer; a tile
@@ -237,22 +240,21 @@ def choose_wgmma(x: View, y: View, window: Window, gpu: Gpu, shared_bytes: int) 
     their way through memory. Not measured on a GPU yet.
 
     Args:
-        x: the input.
-        y: the output.
-        window: of the convolution.
-        gpu: that it is for.
-        shared_bytes: that a block may have.
+        geometry: the convolution.
+        arch: whose shared memory the tile has to fit.
+        gpu: to fill.
     """
     best: tuple[float, WgmmaTile] | None = None
     for pixels in (64, 128):
         for columns in _COLUMNS:
-            if columns > _COLUMNS[0] and columns - _COLUMNS[0] >= y.shape[3]:
+            if columns > _COLUMNS[0] and columns - _COLUMNS[0] >= geometry.y.shape[3]:
                 break
             for splits in _SPLITS:
-                shape = _fitting(x, y, window, gpu, shared_bytes, (pixels, columns, splits))
+                tile = WgmmaTile(pixels, columns, splits=splits, blocks=gpu.multiprocessors)
+                shape = _with_stages(geometry, tile, arch.shared_per_block - _STATIC_BYTES)
                 if shape is None:
                     continue
-                time = _predicted_cycles(shape)
+                time = predicted_cycles(shape)
                 if best is None or time < best[0]:
                     best = (time, shape.tile)
     assert best is not None
@@ -267,17 +269,13 @@ _MOST_STAGES, _LEAST_STAGES = 6, 3
 _PRODUCTS, _COPIED, _LATENCY, _LAUNCH = 1024, 24, 1500, 3000
 
 
-def _fitting(
-    x: View, y: View, window: Window, gpu: Gpu, shared_bytes: int, cut: tuple[int, int, int]
-) -> Shape | None:
-    """The convolution cut in tiles, with as many stages as there is memory for."""
-    pixels, columns, splits = cut
+def _with_stages(geometry: Geometry, tile: WgmmaTile, shared_bytes: int) -> Shape | None:
+    """The convolution cut so, with as many stages as there is memory for."""
     for stages in range(_MOST_STAGES, _LEAST_STAGES - 1, -1):
-        tile = WgmmaTile(pixels, columns, stages, splits, gpu.multiprocessors)
-        shape = Shape(*as_one_row(x, y, (), window), window, tile)
-        if (splits - 1) * shape.steps_of_split >= shape.steps:
+        shape = Shape(geometry, replace(tile, stages=stages))
+        if (tile.splits - 1) * shape.steps_of_split >= shape.steps:
             return None
-        if shape.shared_bytes + _STATIC_BYTES <= shared_bytes:
+        if shape.shared_bytes <= shared_bytes:
             return shape
     return None
 
@@ -285,13 +283,14 @@ def _fitting(
 _STATIC_BYTES = 1024  # of barriers, as aligned as the ring
 
 
-def _predicted_cycles(shape: Shape) -> float:
+def predicted_cycles(shape: Shape) -> float:
+    """Estimated time, cycles of the GPU."""
     tile = shape.tile
     products = tile.pixels * tile.columns * shape.depth / (_PRODUCTS * 2 / shape.size)
     step = max(products, (tile.pixels + tile.columns) * ROW_BYTES / _COPIED)
     rounds = -(-shape.tiles // tile.blocks)
     time = rounds * shape.steps_of_split * step + _LATENCY * (1 + rounds / 2)
     if tile.splits > 1:
-        partial = 4 * math.prod(shape.y.shape) * (tile.splits + 1)
+        partial = 4 * math.prod(shape.geometry.y.shape) * (tile.splits + 1)
         time += _LAUNCH + partial / (_COPIED * tile.blocks)
     return time

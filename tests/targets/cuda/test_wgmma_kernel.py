@@ -16,11 +16,11 @@ from pwopt.targets.cuda.arch import ARCHS, GPUS
 from pwopt.targets.cuda.codegen import source
 from pwopt.targets.cuda.disassembly import disassemble, instructions
 from pwopt.targets.cuda.kernel import Kernel
+from pwopt.targets.cuda.kernels.geometry import Geometry
 from pwopt.targets.cuda.kernels.wgmma import wgmma
 from pwopt.targets.cuda.kernels.wgmma_tiling import (
     Shape,
     WgmmaTile,
-    as_one_row,
     choose_wgmma,
     pack_wgmma,
     takes,
@@ -70,10 +70,13 @@ class Case:
         x = _padded(self.x, self.dtype)
         return x, _padded(self.y, "float32" if self.tile.splits > 1 else self.dtype, self.before)
 
-    def kernel(self) -> Kernel:
+    @property
+    def geometry(self) -> Geometry:
         x, y = self.views
-        extras = (y,) if self.residual else ()
-        return wgmma(x, y, self.window, self.program, extras, self.tile)
+        return Geometry(x, y, (y,) if self.residual else (), self.window)
+
+    def kernel(self) -> Kernel:
+        return wgmma(self.geometry, self.program, self.tile)
 
     def data(self) -> tuple[list[np.ndarray], np.ndarray]:
         """The kernel's arrays, the output last, and what should be in it, float64."""
@@ -296,9 +299,10 @@ def test_chosen_tiles_fit_and_fill_the_gpu(layer: tuple[int, ...], dtype: str) -
     x = _padded((images, side, side, channels), dtype)
     y = _padded((images, -(-side // stride), -(-side // stride), outputs), dtype)
     window, gpu = _square(kernel, stride, pad=kernel // 2), GPUS["H200"]
-    assert takes(x, window, 1)
-    tile = choose_wgmma(x, y, window, gpu, ARCHS["sm_90a"].shared_per_block)
-    shape = Shape(*as_one_row(x, y, (), window), window, tile)
+    geometry = Geometry(x, y, (), window)
+    assert takes(geometry)
+    tile = choose_wgmma(geometry, ARCHS["sm_90a"], gpu)
+    shape = Shape(geometry, tile)
     assert shape.shared_bytes + 1024 <= ARCHS["sm_90a"].shared_per_block
     # As many blocks as multiprocessors, or no way to cut the work further that would pay.
     assert min(shape.tiles, tile.blocks) >= min(gpu.multiprocessors / 2, shape.steps / 2)
