@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pwopt.targets.cuda.arch import GPUS, Arch, Gpu
+from pwopt.targets.cuda.codegen import WIDEST
 from pwopt.targets.cuda.kernels.geometry import Geometry
 
 _STAGES = 4
-_MAX_SPLIT = 16
+_SPLITS = (2, 3, 4, 6, 8, 12, 16)
 _STAGED_PADDING = 8  # floats behind a staged row: eight rows of a store hit different banks
 
 _LAUNCH = 1500  # cycles until the first tile is in shared memory
@@ -80,11 +81,16 @@ class Tile:
 
 
 # (bm, bn, warps along m, along n); every warp has at least 16 x 16.
-_SHAPES = (
+SHAPES = (
     *((128, 128, 2, 2), (128, 64, 2, 2), (64, 128, 2, 2), (64, 64, 2, 2), (128, 32, 4, 1)),
     *((32, 128, 1, 4), (64, 32, 2, 2), (32, 64, 2, 2), (32, 32, 2, 1), (256, 64, 4, 1)),
     *((256, 128, 4, 2), (128, 256, 2, 4), (16, 64, 1, 4), (16, 128, 1, 4), (128, 16, 4, 1)),
     (64, 16, 4, 1),
+)
+# Without tensor cores: every warp has at least 16 x 16, a thread at most 8 x 8 sums.
+FLOAT_SHAPES = (
+    *((128, 128, 2, 4), (128, 64, 2, 2), (64, 128, 1, 4), (64, 64, 2, 2), (128, 32, 2, 2)),
+    *((32, 64, 2, 2), (64, 32, 2, 2), (32, 32, 2, 2), (128, 16, 4, 1), (16, 64, 1, 4)),
 )
 
 
@@ -99,7 +105,7 @@ def grid(geometry: Geometry, tile: Tile) -> tuple[int, int, int]:
 
 def steps(geometry: Geometry, tile: Tile) -> int:
     """Steps of the whole reduction."""
-    return math.ceil(geometry.chunks * 16 / tile.row_bytes)
+    return math.ceil(geometry.chunks * WIDEST / tile.row_bytes)
 
 
 def workspace_bytes(geometry: Geometry, tile: Tile) -> int:
@@ -114,40 +120,46 @@ def counters(geometry: Geometry, tile: Tile) -> int:
     return math.prod(grid(geometry, tile)) // tile.split if tile.split > 1 else 0
 
 
-def candidates(geometry: Geometry, arch: Arch) -> Iterator[Tile]:
+def candidates(geometry: Geometry, arch: Arch, *, tensor_cores: bool = True) -> Iterator[Tile]:
     """Tiles that fit the architecture and are not far too large for the work."""
-    for bm, bn, warps_m, warps_n in _SHAPES:
+    for shape in SHAPES if tensor_cores else FLOAT_SHAPES:
+        bm, bn, _, _ = shape
         if bm >= 2 * max(geometry.pixels, 16) or bn >= 2 * max(geometry.out_channels, 16):
             continue
         for row_bytes in (128, 64):
-            if row_bytes == 128 and geometry.chunks <= 4:
-                continue
-            tile = Tile(bm, bn, warps_m, warps_n, row_bytes)
+            tile = Tile(*shape, row_bytes, tensor_cores=tensor_cores)
             total = steps(geometry, tile)
+            if row_bytes == 128 and geometry.chunks * WIDEST <= 64:
+                continue
             tile = replace(tile, stages=max(2, min(_STAGES, total)))
             while tile.shared_bytes > arch.shared_per_block and tile.stages > 2:
                 tile = replace(tile, stages=tile.stages - 1)
-            if tile.shared_bytes > arch.shared_per_block:
-                continue
-            for split in (1, 2, 3, 4, 6, 8, 12, _MAX_SPLIT):
-                if split == 1 or (
-                    total >= 4 * split and math.ceil(total / split) * (split - 1) < total
-                ):
-                    yield replace(tile, split=split)
+            if tile.shared_bytes <= arch.shared_per_block:
+                yield from (replace(tile, split=split) for split in _splits(total))
 
 
-def choose_tile(geometry: Geometry, arch: Arch, gpu: Gpu | None = None) -> Tile:
+def _splits(steps: int) -> Iterator[int]:
+    """Parts of a reduction, each of several steps."""
+    yield 1
+    for split in _SPLITS:
+        if steps >= 4 * split and math.ceil(steps / split) * (split - 1) < steps:
+            yield split
+
+
+def choose_tile(
+    geometry: Geometry, arch: Arch, gpu: Gpu | None = None, *, tensor_cores: bool = True
+) -> Tile:
     """The tile with the least estimated time.
 
     Args:
         geometry: the convolution.
         arch: to fit.
         gpu: to fill; a typical one of the architecture if left out.
+        tensor_cores: whether its products are theirs; always so but for float32.
     """
     gpu = gpu or typical(arch)
-    return min(
-        candidates(geometry, arch), key=lambda tile: (cycles(geometry, tile, arch, gpu), tile.split)
-    )
+    tiles = candidates(geometry, arch, tensor_cores=tensor_cores)
+    return min(tiles, key=lambda tile: (cycles(geometry, tile, arch, gpu), tile.split))
 
 
 def typical(arch: Arch) -> Gpu:

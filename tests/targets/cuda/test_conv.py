@@ -13,7 +13,7 @@ from pwopt.ir.program import Program
 from pwopt.targets.cuda.codegen import source
 from pwopt.targets.cuda.kernels.geometry import Geometry
 from pwopt.targets.cuda.kernels.packing import rounded_to_tf32
-from pwopt.targets.cuda.kernels.tiling import Tile
+from pwopt.targets.cuda.kernels.tiling import FLOAT_SHAPES, SHAPES, Tile
 from pwopt.targets.views import View
 from pwopt.targets.windows import Window
 from tests.targets.cuda import emulator
@@ -76,13 +76,6 @@ TF32 = {
     ),
     "groups": Case((1, 6, 6), (24, 36), W3, "float32", groups=2, ends=(1, 1)),
 }
-SHAPES = {
-    f"{bm}x{bn}_{warps_m}x{warps_n}": Tile(bm, bn, warps_m, warps_n, 64, 3)
-    for bm, bn, warps_m, warps_n in (
-        *((128, 128, 2, 2), (128, 64, 2, 2), (64, 128, 2, 2), (128, 32, 4, 1), (32, 128, 1, 4)),
-        *((64, 32, 2, 2), (256, 64, 4, 1), (16, 128, 1, 4), (128, 16, 4, 1), (64, 16, 4, 1)),
-    )
-}
 SPLITS = {
     "even": Case((1, 7, 7), (256, 64), tile=replace(SMALL, split=4, stages=3)),
     "uneven": Case(
@@ -144,7 +137,13 @@ def test_tf32() -> None:
 
 def test_every_shape_of_tile() -> None:
     case = Case((1, 13, 13), (40, 130), program=ADD_RELU, extras=("full",))
-    check({f"tile_{k}": problem(replace(case, tile=t)) for k, t in SHAPES.items()})
+    problems = {}
+    for index, shape in enumerate((*SHAPES, *FLOAT_SHAPES)):
+        cores = index < len(SHAPES)
+        tile = Tile(*shape, (128, 64)[index % 2], 2 + index % 3, tensor_cores=cores)
+        dtype = "float16" if cores else "float32"
+        problems[f"tile_{index}"] = problem(replace(case, dtype=dtype, tile=tile))
+    check(problems)
 
 
 def test_split_reductions() -> None:
