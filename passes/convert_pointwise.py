@@ -86,6 +86,8 @@ def _pointwise(graph: Graph, node: Node) -> Convolution | str | None:
     if shape is None or len(shape) < 3 or any(d != 1 for d in shape[2:]):
         return None
     convolution = convolutions.read(graph, node)
+    if isinstance(convolution, Convolution) and convolution.x.tensor.shape is None:
+        return f"the rank of {convolution.x.label!r} is not known"
     if isinstance(convolution, Convolution) and any(convolution.pads):
         return f"its pads {list(convolution.pads)} are not zero"
     return convolution

@@ -14,6 +14,7 @@ from pwopt.errors import CodegenError, FrontendError, UsageError
 from pwopt.growth import MAX_GROWTH
 from pwopt.hardware import Hardware
 from pwopt.output import REPORT, staged
+from pwopt.pipeline import missing_file
 from pwopt.report import Report
 from pwopt.tuning import tune
 
@@ -140,7 +141,7 @@ def _check(request: Request, machine: Hardware) -> None:
     if request.target == "cuda" and request.compile:
         raise UsageError("the CUDA target is not built yet; use --target cpu")
     if not request.model.exists():
-        raise FrontendError(f"{request.model}: no such file")
+        raise FrontendError(missing_file(request.model))
     if request.compile and not has_compiler():
         raise CodegenError(
             f"no C++ compiler ({', '.join(COMPILERS)}), which the executable is linked with: "

@@ -184,7 +184,8 @@ def load(
             single = isinstance(arrays, np.ndarray)
             named = {_single(types, path): arrays} if single else dict(arrays)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read: {reason}") from error
     names = [name for name in LABEL_NAMES if name in named and name not in types]
     labels = named[names[0]] if names else None
     inputs = {

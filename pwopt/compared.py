@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pwopt.errors import FrontendError, UsageError
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
+from pwopt.pipeline import missing_file
 from pwopt.running import input_types
 
 
@@ -37,7 +38,7 @@ def opened(given: Any) -> Side:
     Raises:
         FrontendError: there is no such file, or it is no model.
         CodegenError: an executable that cannot be loaded.
-        UsageError: a folder without either.
+        UsageError: no such folder or executable, or a folder without either.
     """
     if given is None or hasattr(given, "manifest"):
         return Side(program=given)
@@ -64,8 +65,10 @@ def _folder(path: Path) -> Side:
 
 
 def _file(path: Path) -> Side:
+    if not path.is_file() and path.suffix in ("", ".so"):
+        raise UsageError(f"{path}: no such file; make it with `pwopt optimize`")
     if not path.is_file():
-        raise FrontendError(f"{path}: no such file")
+        raise FrontendError(missing_file(path))
     with path.open("rb") as file:
         library = file.read(4) == b"\x7fELF" or path.suffix == ".so"
     return Side(program=_load(path)) if library else Side(path)

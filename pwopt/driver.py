@@ -25,6 +25,7 @@ from pwopt.lossy import Examples, approximate
 from pwopt.pipeline import AfterPass, Context, Pass, PassReport, Pipeline, nearest, run_pass
 from pwopt.precision import Precision
 from pwopt.report import Compilation, FileSize, Report, Source, summarize
+from pwopt.running import input_types
 
 if TYPE_CHECKING:
     from pwopt.targets.executable import Executable
@@ -352,7 +353,21 @@ def _compile_and_check(
         remark=formats.remark(report.hardware),
         verification=verification,
         winograd=options.winograd,
+        open_inputs=_open_inputs(optimized.graph),
     )
+
+
+def _open_inputs(graph: Graph) -> dict[str, tuple[str, str]]:
+    """Inputs without a static shape: type, and an example of a shape."""
+    found = {}
+    for name, t in input_types(graph).items():
+        if t.static_shape is None:
+            sizes = t.shape or ("", "", "", "")
+            closed = [d if isinstance(d, int) else 224 if i else 1 for i, d in enumerate(sizes)]
+            if len(closed) == 4 and not isinstance(sizes[1], int):
+                closed[1] = 3
+            found[name] = (str(t), "x".join(map(str, closed)))
+    return found
 
 
 def read(model: Model, input_shapes: Shapes | None = None) -> tuple[Graph, Source]:

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -395,6 +396,12 @@ def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
 
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def missing_file(path: Path) -> str:
+    """What to say where there is no such file, with the nearest ONNX model beside it."""
+    close = nearest(path.name, sorted(p.name for p in path.parent.glob("*.onnx")))
+    return f"{path}: no such file{close}"
 
 
 def _split(text: str) -> list[str]:

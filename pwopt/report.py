@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ class Compilation:
         verification: of the executable against the original.
         winograd: the tiles that its convolutions might use; fewer than asked for where the result
             would have differed too much.
+        open_inputs: those without a static shape: type, and an example of one.
     """
 
     target: str
@@ -106,6 +107,7 @@ class Compilation:
     remark: str = ""
     verification: Verification | None = None
     winograd: str = "auto"
+    open_inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,10 @@ def microseconds(us: float) -> str:
     return f"{us:.3g} us" if us < 999.5 else f"{us / 1e3:.3g} ms"
 
 
+def _count(items: Sequence[Any], what: str) -> str:
+    return f"{len(items)} {what}{'s' * (len(items) != 1)}"
+
+
 def _saving(rows: list[PassReport]) -> float:
     """Predicted change of a pass, 0 where it is below what the table would show."""
     known = [r.us_after - r.us_before for r in rows if r.us_after and r.us_before]
@@ -302,11 +308,18 @@ def _summary(report: Report) -> list[str]:
     if report.compilation is not None:
         c = report.compilation
         lines.append(
-            f"compiled    {len(c.kernels)} kernels for {report.hardware.mcpu}, "
+            f"compiled    {_count(c.kernels, 'kernel')} for {report.hardware.mcpu}, "
             f"{c.threads} thread{'s' * (c.threads != 1)}, in {c.seconds:.1f} s"
         )
         if c.precision != "fp32":
             lines.append(_escaped(f"precision   {_precision_text(c)}"))
+        lines += [
+            _escaped(
+                f"open        input {name!r} is {text}: only ONNX Runtime takes open sizes; for "
+                f"kernels close them, e.g. --input-shape {name}:{example}"
+            )
+            for name, (text, example) in c.open_inputs.items()
+        ]
         lines += _fallback_lines(c.fallbacks)
         if c.verification is not None:
             lines.append(f"checked     executable: {_check_text(c.verification)}")

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from pwopt.ir.graph import ONNX_DOMAIN, Graph, Node, Value
+from pwopt.numerics import PERTURBATION
 from pwopt.passes.fold_constants import FoldConstants
 from pwopt.passes.infer_shapes import InferShapes
 from pwopt.pipeline import Context
@@ -25,6 +26,35 @@ _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 # Veltkamp's splitting: x * c - (x * c - x) keeps the upper 24 - 16 bits of a float32, rounded to
 # nearest. Runtimes cast to bfloat16 only from operator set 13 on.
 _SPLIT = 2.0**16 + 1
+
+
+def quantizes(graph: Graph) -> bool:
+    """Whether integers stand for real numbers anywhere in a graph, so that rounding takes steps."""
+    return any(_is_quantized(node) for node in graph.nodes())
+
+
+def _is_quantized(node: Node) -> bool:
+    return "Quantize" in node.op or "QLinear" in node.op
+
+
+def jittered(graph: Graph) -> Graph:
+    """A copy whose quantization steps are longer or shorter by up to :data:`PERTURBATION`.
+
+    Sums that lie near the middle between two steps then fall to the other side, as they do where
+    they are added up in another order.
+    """
+    graph, rng = graph.copy(), np.random.default_rng(0)
+    for node in graph.nodes():
+        if not _is_quantized(node):
+            continue
+        for slot, operand in enumerate(graph.operands(node)):
+            scale = graph.constant_value(operand)
+            if operand is not None and scale is not None and _is_float(operand):
+                noise = rng.uniform(-PERTURBATION, PERTURBATION, scale.shape)
+                moved = (scale * (1 + noise)).astype(np.float32)
+                _replace(graph, node, slot, graph.constant(moved))
+    graph.erase_dead()
+    return graph
 
 
 def rounded(graph: Graph, precision: Precision, variation: float = 1.0) -> Graph:

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read_are_said_in_one_line(tmp_path: Path) -> None:
-    fails(r"nothing\.npz: cannot be read: .*No such file", tmp_path / "nothing.npz", GREY)
+    fails(r"nothing\.npz: cannot be read: No such file", tmp_path / "nothing.npz", GREY)
     for name, content in [("a.npy", b""), ("b.npy", b"no array"), ("c.npz", b"PK\x03\x04 cut")]:
         (tmp_path / name).write_bytes(content)
         fails(re.escape(name) + ": cannot be read", tmp_path / name, GREY)

@@ -119,6 +119,28 @@ def test_input_shapes_close_open_dimensions(tmp_path: Path, capsys: Capture) -> 
     assert cli.run(["compare", str(path), out, "--runs", "2", *shape]) == 0
 
 
+def test_open_dimensions_are_named_with_the_option_that_closes_them(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    model = blocks.bottleneck()
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, symbol in ((0, "n"), (2, "h"), (3, "w")):
+            value.type.tensor_type.shape.dim[axis].dim_param = symbol
+    path = tmp_path / "open.onnx"
+    onnx.save(model, path)
+    assert cli.run(["optimize", str(path), "-o", str(tmp_path / "out"), "-q"]) == 0
+    shown = capsys.readouterr().out
+    assert "open        input 'input' is float32[nx16xhxw]: only ONNX Runtime" in shown
+    assert "--input-shape input:1x16x224x224" in shown
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["compilation"]["open_inputs"]) == ["input"]
+
+
+def test_version(capsys: Capture) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"pwopt {pwopt.__version__}\n"
+
+
 def test_passes_lists_names_and_options(capsys: Capture) -> None:
     assert cli.run(["passes", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

@@ -137,8 +137,10 @@ def test_models_that_cannot_be_compared(tmp_path: Path) -> None:
         pwopt.compare(MODEL, _of_the_same_input(), runs=2)
     with pytest.raises(UsageError, match=r"holds neither model\.onnx nor model\.so"):
         pwopt.compare(MODEL, tmp_path)
-    with pytest.raises(FrontendError, match="no such file"):
+    with pytest.raises(UsageError, match="no such file; make it with `pwopt optimize`"):
         pwopt.compare(MODEL, tmp_path / "model.so")
+    with pytest.raises(UsageError, match=r"second has an input 'input', .* \['Input3'\]"):
+        pwopt.compare(MODEL, blocks.pointwise(), runs=2)
 
 
 def _of_the_same_input() -> onnx.ModelProto:

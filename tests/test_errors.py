@@ -52,6 +52,11 @@ def test_missing_file(fails: Check, tmp_path: Path) -> None:
     assert message.endswith("no.onnx: no such file")
     assert "no such file" in fails("compare", tmp_path / "no.onnx", tmp_path, code=1)
     assert "no such file" in fails("inspect", tmp_path / "no.onnx", code=1)
+    (tmp_path / "resnet.onnx").write_bytes(b"")
+    hint = "resne.onnx: no such file, did you mean 'resnet.onnx'?"
+    for command in ("optimize", "inspect"):
+        assert fails(command, tmp_path / "resne.onnx", code=1).endswith(hint)
+    assert fails("compare", tmp_path / "resne.onnx", tmp_path, code=1).endswith(hint)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all", b"\x08", os.urandom(2000)])
@@ -59,6 +64,22 @@ def test_not_onnx(fails: Check, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
     assert "bad.onnx" in fails("optimize", path, "-o", tmp_path / "out", code=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\nsize 1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><title>Not found</title>", "it is a web page"),
+        (b"PK\x03\x04" + bytes(60), "torch.onnx.export"),
+    ],
+)
+def test_what_often_lies_where_a_model_should_be(
+    fails: Check, tmp_path: Path, content: bytes, hint: str
+) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    assert hint in fails("optimize", path, "-o", tmp_path / "out", code=1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
@@ -142,7 +163,7 @@ def test_no_cross_compiler(fails: Check, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_compare_with_nothing_to_compare(fails: Check, tmp_path: Path) -> None:
     assert "no such file" in fails("compare", MODEL, tmp_path / "out", code=2)
-    assert "no such file" in fails("compare", MODEL, tmp_path, code=2)
+    assert "neither model.onnx nor model.so" in fails("compare", MODEL, tmp_path, code=2)
     message = fails("compare", MODEL, tmp_path, "--baseline", "openvin", code=2)
     assert "did you mean 'openvino'" in message
     broken = tmp_path / "model.so"

@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
+import pwopt
 from pwopt import env
 from pwopt.bench.cli import app as bench
 from pwopt.cli import signals
@@ -27,7 +29,6 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 app = typer.Typer(
     name="pwopt",
-    help="Makes trained CNNs in ONNX run faster, and shows what was gained.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -36,6 +37,23 @@ app = typer.Typer(
 
 for _command in (optimize, compare, tune, recover, passes, inspect, profile, visualize):
     app.command()(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pwopt {pwopt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Makes trained CNNs in ONNX run faster, and shows what was gained."""
+
+
 app.add_typer(bench, name="bench")
 app.add_typer(models, name="models")
 

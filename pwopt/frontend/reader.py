@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto
 
 from pwopt.errors import FrontendError
 from pwopt.frontend.attributes import captured, has_subgraph
-from pwopt.pipeline import nearest
+from pwopt.pipeline import missing_file, nearest
 
 OLDEST_OPSET = 7
 PROTOBUF_LIMIT = 2**31 - 1  # bytes of one message
@@ -59,8 +59,7 @@ def _contents(path: Path) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError as error:
-        close = nearest(path.name, [p.name for p in path.parent.glob("*.onnx")])
-        raise FrontendError(f"{path}: no such file{close}") from error
+        raise FrontendError(missing_file(path)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FrontendError(f"{path}: cannot be read: {reason}") from error
@@ -74,9 +73,18 @@ def _parse(data: bytes, name: str) -> ModelProto:
         model.ParseFromString(data)
     except DecodeError as error:
         raise FrontendError(
-            f"{name}: not an ONNX model, or truncated ({len(data)} bytes)"
+            f"{name}: not an ONNX model, or truncated ({len(data)} bytes){_guess(data)}"
         ) from error
     return model
+
+
+def _guess(data: bytes) -> str:
+    """What a file is that often lies where a model should be."""
+    if data.startswith(b"version https://git-lfs"):
+        return ": it is a pointer of Git LFS; get the model with `git lfs pull`"
+    if data.lstrip()[:1] == b"<":
+        return ": it is a web page"
+    return ": it is a PyTorch file; export it with torch.onnx.export" if data[:2] == b"PK" else ""
 
 
 def opsets(model: ModelProto, name: str) -> dict[str, int]:

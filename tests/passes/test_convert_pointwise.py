@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pwopt.ir.graph import Graph
+from pwopt.ir.types import TensorType
 from pwopt.passes.convert_pointwise import ConvertPointwise
 from tests.passes.building import Build, check, transform
 
@@ -116,3 +117,13 @@ def test_misses() -> None:
         ("Conv 'conv2'", "its bias is not constant"),
         ("Conv 'conv3'", "its element type is float16"),
     ]
+
+
+def test_an_input_of_unknown_rank_stays() -> None:
+    b = Build()
+    x = b.graph.add_input("x", TensorType("float32", None))
+    outcome = transform(b.output(b.op("Conv", x, b.weight(4, 3, 1, 1))), ConvertPointwise())
+    assert (outcome.ops, outcome.missed) == (
+        ["Conv"],
+        [("Conv 'conv1'", "the rank of 'x' is not known")],
+    )
