@@ -26,7 +26,7 @@ def quantized() -> onnx.ModelProto:
         node("QuantizeLinear", "r s z", "rq"),
         node("DequantizeLinear", "rq s z", "y"),
     ]
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "s": np.array(0.05, np.float32),
         "z": np.array(128, np.uint8),
         "wq": WEIGHTS,
