@@ -124,7 +124,7 @@ def candidates(geometry: Geometry, arch: Arch, *, tensor_cores: bool = True) -> 
     """Tiles that fit the architecture and are not far too large for the work."""
     for shape in SHAPES if tensor_cores else FLOAT_SHAPES:
         bm, bn, _, _ = shape
-        if bm >= 2 * max(geometry.pixels, 16) or bn >= 2 * max(geometry.out_channels, 16):
+        if bm >= 2 * max(geometry.pixels, 32) or bn >= 2 * max(geometry.out_channels, 32):
             continue
         for row_bytes in (128, 64):
             tile = Tile(*shape, row_bytes, tensor_cores=tensor_cores)

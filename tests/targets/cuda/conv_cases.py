@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from pwopt.errors import CodegenError
 from pwopt.ir.program import Instruction, Program
+from pwopt.targets.cuda.arch import ARCHS
 from pwopt.targets.cuda.kernel import Kernel
 from pwopt.targets.cuda.kernels.conv import conv
 from pwopt.targets.cuda.kernels.geometry import Geometry
 from pwopt.targets.cuda.kernels.packing import pack_conv
-from pwopt.targets.cuda.kernels.tiling import Tile, counters, workspace_bytes
+from pwopt.targets.cuda.kernels.tiling import (
+    Tile,
+    candidates,
+    choose_tile,
+    counters,
+    workspace_bytes,
+)
 from pwopt.targets.views import View
 from pwopt.targets.windows import Window
 from tests.targets.cuda import emulator
@@ -226,3 +235,56 @@ def check(problems: dict[str, Problem]) -> None:
         exact = p.case.dtype == "float32" and not p.case.tile.tensor_cores
         tolerance = FLOAT_TOLERANCE if exact else TOLERANCES[p.case.dtype]
         assert error <= tolerance, f"{name}: error {error:.1e}"
+
+
+def random_case(rng: random.Random) -> Case | None:
+    """Anything that the kernels take, or None where the dice gave no convolution of that kind."""
+    dtype = rng.choice(("float16", "float16", "bfloat16", "float32"))
+    cores = dtype != "float32" or rng.random() < 0.5
+    kernels = ((1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (1, 7), (7, 1), (2, 2), (3, 1))
+    kernel = rng.choice(kernels)
+    window = Window(
+        kernel,
+        rng.choice(((1, 1), (1, 1), (2, 2), (1, 2), (3, 3))),
+        rng.choice(((1, 1), (1, 1), (1, 1), (2, 2), (1, 3))),
+        (rng.randrange(kernel[0]), rng.randrange(kernel[1])),
+    )
+    groups = rng.choice((1, 1, 1, 1, 2, 3, 4, 8))
+    inputs = groups * rng.choice((1, 3, 4, 5, 8, 10, 12, 16, 24, 40, 64))
+    outputs = groups * rng.choice((1, 2, 3, 7, 8, 12, 16, 33, 40, 72))
+    chunk = 16 // numpy_type(dtype).itemsize
+    pixel, offset, out_pixel, out_offset = 0, 0, 0, 0
+    if rng.random() < 0.3:
+        pixel = -(-inputs // chunk) * chunk + rng.choice((0, chunk // 2, chunk, 2 * chunk))
+        offset = rng.choice((0, chunk // 2, chunk))
+    elif inputs in (1, 2, 4):
+        pixel = inputs
+    if rng.random() < 0.3:
+        out_pixel, out_offset = outputs + rng.randrange(10), rng.randrange(10)
+    extras = rng.choice(((), (), ("full",), ("image", "channel"), ("scalar", "full")))
+    case = Case(
+        size=(rng.choice((1, 1, 2, 3)), rng.randint(1, 14), rng.randint(1, 14)),
+        channels=(inputs, outputs),
+        window=window,
+        dtype=dtype,
+        groups=groups,
+        program=(RELU, ADD_RELU, GATE)[len(extras)],
+        out_dtype=rng.choice(("", "", "float32")),
+        ends=(rng.randrange(kernel[0]), rng.randrange(kernel[1])),
+        pixel=pixel,
+        offset=offset,
+        out_pixel=out_pixel,
+        out_offset=out_offset,
+        nchw=rng.random() < 0.15,
+        extras=extras,
+    )
+    if min(case.out_size()) < 1:
+        return None
+    try:
+        geometry = problem(case).geometry
+    except CodegenError:  # not aligned to 4 bytes
+        return None
+    arch = ARCHS[rng.choice(tuple(ARCHS))]
+    tiles = list(candidates(geometry, arch, tensor_cores=cores))
+    chosen = choose_tile(geometry, arch, tensor_cores=cores)
+    return replace(case, tile=rng.choice((chosen, rng.choice(tiles))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,15 @@ from pwopt.targets.cuda.kernels.tiling import FLOAT_SHAPES, SHAPES, Tile
 from pwopt.targets.views import View
 from pwopt.targets.windows import Window
 from tests.targets.cuda import emulator
-from tests.targets.cuda.conv_cases import ADD_RELU, GATE, SMALL, Case, check, problem
+from tests.targets.cuda.conv_cases import (
+    ADD_RELU,
+    GATE,
+    SMALL,
+    Case,
+    check,
+    problem,
+    random_case,
+)
 from tests.targets.cuda.emulator import EARLY, LATE, EmulationError
 
 W3 = Window((3, 3), pads=(1, 1))
@@ -152,6 +161,24 @@ def test_split_reductions() -> None:
 
 def test_float32_without_tensor_cores() -> None:
     check({f"simt_{k}": problem(c) for k, c in SIMT.items()})
+
+
+def test_random_convolutions() -> None:
+    rng = random.Random(0)
+    cases = [random_case(rng) for _ in range(16)]
+    check({f"random_{i}": problem(c, i) for i, c in enumerate(cases) if c is not None})
+
+
+@pytest.mark.fuzz
+def test_many_random_convolutions(pytestconfig: pytest.Config) -> None:
+    seed = random.randrange(1 << 32)
+    for batch in range(-(-pytestconfig.getoption("--fuzz-examples") // 16)):
+        rng = random.Random(seed + batch)
+        cases = [random_case(rng) for _ in range(16)]
+        try:
+            check({f"random_{i}": problem(c, i) for i, c in enumerate(cases) if c is not None})
+        except AssertionError as e:
+            raise AssertionError(f"seed {seed + batch}: {e}") from e
 
 
 def _edited(text: str, old: str, new: str) -> str:

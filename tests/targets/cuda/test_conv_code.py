@@ -21,7 +21,7 @@ from pwopt.targets.cuda.kernels.tiling import (
     workspace_bytes,
 )
 from pwopt.targets.cuda.toolchain import compile_sources
-from tests.targets.cuda.layers import LAYERS
+from tests.targets.cuda.layers import LAYERS, Layer
 
 OTHERS = (  # beside float16, of which every layer is compiled
     ("bfloat16", True, ("resnet_3x3_64_56", "resnet_b32_512_2048_7")),
@@ -78,6 +78,15 @@ def test_every_candidate_is_consistent(layer: str) -> None:
             assert counters(geometry, tile) == (
                 math.prod(grid(geometry, tile)) // tile.split if tile.split > 1 else 0
             )
+
+
+def test_the_smallest_convolution_has_a_tile_everywhere() -> None:
+    geometry = Layer(1, (8, 1)).geometry("float16")
+    for arch in ARCHS.values():
+        assert choose_tile(geometry, arch).bm <= 32
+    assert not choose_tile(
+        Layer(1, (4, 1)).geometry("float32"), arch, tensor_cores=False
+    ).tensor_cores
 
 
 @pytest.mark.parametrize("layer", ["resnet_1024_256_14", "resnet_3x3_512_7"])
