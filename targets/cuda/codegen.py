@@ -9,6 +9,7 @@ Arithmetic is in float32, whatever the memory holds. Loops stay loops in the tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ def ptx(instruction: str, *arguments: Expr) -> None:
 def barrier() -> None:
     """Waits for all threads of the block."""
     T.evaluate(T.cuda.cta_sync())
+
+
+def cluster_barrier() -> None:
+    """Waits for all threads of the cluster."""
+    T.evaluate(T.cuda.cluster_sync())
 
 
 def copy(to: Expr, source: Expr, size: int) -> None:
@@ -209,6 +215,7 @@ def kernel(
     shared_bytes: int = 0,
     maps: tuple[TensorMap, ...] = (),
     blocks_per_multiprocessor: int = 0,
+    cluster: int = 1,
 ) -> Kernel:
     """A kernel over one pointer per entry of ``pointers`` (their dtypes).
 
@@ -222,6 +229,7 @@ def kernel(
         shared_bytes: of dynamic shared memory.
         maps: windows for the tensor memory accelerator.
         blocks_per_multiprocessor: that nvcc has to leave registers for; 0: as it sees fit.
+        cluster: neighbouring blocks along x that run together.
     """
     with IRBuilder() as builder:  # noqa: SIM117
         with T.prim_func(s_tir=True):
@@ -256,7 +264,7 @@ def kernel(
                 x, y, z = places
                 body(Block(x, y, z, thread, addresses, dynamic), *memories)
     function = builder.get().without_attr("global_symbol")
-    return Kernel(function, grid, threads, shared_bytes, maps)
+    return Kernel(function, grid, threads, shared_bytes, maps, cluster)
 
 
 @contextmanager
@@ -352,7 +360,13 @@ def source(kernels: Mapping[str, Kernel], arch: str) -> str:
             ]
         )(module)
     with _without_compiler():
-        return str(tvm.get_global_func("target.build.cuda")(lowered, target).inspect_source("cuda"))
+        built = tvm.get_global_func("target.build.cuda")(lowered, target)
+    text = str(built.inspect_source("cuda"))
+    for name, made in kernels.items():
+        if made.cluster > 1:  # for which TVM has no words
+            bounds = rf"(?=__launch_bounds__\([\d, ]+\) {name}\()"
+            text = re.sub(bounds, f"__cluster_dims__({made.cluster}, 1, 1) ", text)
+    return text
 
 
 _compiling = Lock()

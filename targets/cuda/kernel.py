@@ -51,6 +51,8 @@ class Kernel:
         threads: of a block.
         shared_bytes: dynamic shared memory of a block.
         maps: windows that the host describes when the executable is loaded.
+        cluster: neighbouring blocks along x that run together and reach each other's shared memory
+            (sm_90); the text says so, the launch need not.
     """
 
     function: Any
@@ -58,3 +60,4 @@ class Kernel:
     threads: int
     shared_bytes: int = 0
     maps: tuple[TensorMap, ...] = ()
+    cluster: int = 1

@@ -24,6 +24,7 @@ from pwopt.targets.cuda.codegen import (
     barrier,
     branch,
     call,
+    cluster_barrier,
     kernel,
     let,
     ptx,
@@ -44,6 +45,16 @@ from pwopt.targets.cuda.kernels.wgmma_tiling import (
 _GROUP = 128  # threads
 _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 
+# Arrives at the barrier of another block of the cluster.
+_FREE = """
+__forceinline__ __device__ void pw_free(uint barrier, int rank) {
+  asm volatile(
+      "{\\n.reg .b32 other;\\n"
+      "mapa.shared::cluster.u32 other, %0, %1;\\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [other];\\n}"
+      : : "r"(barrier), "r"(rank) : "memory");
+}
+"""
 # The accumulators are written behind the compiler's back: no read may move before the wait.
 _KEEP = """
 __forceinline__ __device__ void pw_keep(float& x) {
@@ -76,11 +87,12 @@ def wgmma(geometry: Geometry, program: Program, tile: WgmmaTile) -> Kernel:
     return kernel(
         dtypes,
         body,
-        grid=(min(shape.tiles, tile.blocks), 1, 1),
+        grid=(shape.blocks, 1, 1),
         threads=_GROUP * (tile.pixels // 64 + 1),
         shared_bytes=shape.shared_bytes,
         maps=shape.maps(),
         blocks_per_multiprocessor=1,
+        cluster=tile.cluster,
     )
 
 
@@ -98,6 +110,7 @@ class _Body:
         self.weights = block.shared(shape.x.dtype, self.tile.stages * shape.ring[0] * shape.size)
         self.staged = block.shared("float32", shape.ring_bytes)
         self.barriers = block.static(2 * self.tile.stages, "uint64", "barriers", align=8)
+        self.rank = block.x % self.tile.cluster if self.tile.cluster > 1 else 0
         self.ring = Array(2, "int32", "ring")  # stage, and the parity of its turn
 
     def emit(self) -> None:
@@ -105,13 +118,14 @@ class _Body:
         group = let(
             T.tvm_warp_shuffle(T.uint32(0xFFFFFFFF), self.block.thread // _GROUP, 0, 32, 32)
         )
+        releases = self.consumers * self.tile.cluster
         with when(self.block.thread == 0):
             for stage in range(stages):
-                for at, arrivals in ((stage, 1), (stages + stage, self.consumers)):
+                for at, arrivals in ((stage, 1), (stages + stage, releases)):
                     ptx("mbarrier.init.shared.b64", self._barrier(at), T.uint32(arrivals))
         ptx("fence.mbarrier_init.release.cluster")
         ptx("fence.proxy.async.shared::cta")
-        barrier()
+        self._meet()
         self.ring[0] = 0
         self.ring[1] = 0
         many = self.consumers == 2 and self.tile.columns >= 128
@@ -128,6 +142,14 @@ class _Body:
             self._consume(group)
 
         branch(group == self.consumers, produce, consume)
+        if self.tile.cluster > 1:  # nobody leaves while others write to its shared memory
+            self._meet()
+
+    def _meet(self) -> None:
+        if self.tile.cluster > 1:
+            cluster_barrier()
+        else:
+            barrier()
 
     def _barrier(self, index: Expr) -> Expr:
         return self.barriers.address(index)
@@ -142,13 +164,13 @@ class _Body:
     def _each_tile(self) -> Iterator[_Position]:
         """The loop over the tiles of this block."""
         shape, tile = self.shape, self.tile
-        grid = min(shape.tiles, tile.blocks)
-        with serial(-(-shape.tiles // grid)) as turn:
-            index = let(self.block.x + turn * grid)
-            with when(True if shape.tiles % grid == 0 else index < shape.tiles):
+        clusters = shape.blocks // tile.cluster
+        with serial(-(-shape.tiles // clusters)) as turn:
+            index = let(self.block.x // tile.cluster + turn * clusters)
+            with when(True if shape.tiles % clusters == 0 else index < shape.tiles):
                 (w, h, n), (across, down, _) = shape.boxes.sizes, shape.boxes.counts
                 rest = index // shape.panels
-                box = rest // tile.splits
+                box = rest // tile.splits * tile.cluster + self.rank
                 yield _Position(
                     panel=let(index % shape.panels),
                     split=let(rest % tile.splits),
@@ -185,15 +207,22 @@ class _Body:
                 at.image,
                 full,
             )
-            ptx(
-                _copy_of_box(2),
-                self.weights.address(ring[0] * shape.ring[1]),
-                self.block.maps[1],
-                step * shape.depth,
-                at.panel * tile.columns,
-                full,
-            )
+            self._copy_weights(step * shape.depth, at.panel * tile.columns, full)
             self._advance()
+
+    def _copy_weights(self, step: Expr, column: Expr, full: Expr) -> None:
+        """A stage's weights; in a cluster, this block's share of them for all blocks."""
+        shape, cluster = self.shape, self.tile.cluster
+        start = self.ring[0] * shape.ring[1]
+        if cluster == 1:
+            to = self.weights.address(start)
+            ptx(_copy_of_box(2), to, self.block.maps[1], step, column, full)
+            return
+        to = self.weights.address(start + self.rank * (shape.ring[1] // cluster))
+        place = (step, column + self.rank * (self.tile.columns // cluster))
+        everybody = T.uint16((1 << cluster) - 1)
+        copy = f"{_copy_of_box(2)}.multicast::cluster"
+        ptx(copy, to, self.block.maps[1], *place, full, everybody)
 
     def _consume(self, group: Expr) -> None:
         shape, tile, ring = self.shape, self.tile, self.ring
@@ -221,10 +250,15 @@ class _Body:
             self._write(sums, at)
 
     def _free_last(self) -> None:
-        """Gives the stage before the present one back to the producer."""
+        """Gives the stage before the present one back to those who copy into it."""
         stages = self.tile.stages
         last = T.if_then_else(self.ring[0] == 0, stages - 1, self.ring[0] - 1)
-        ptx("mbarrier.arrive.shared.b64", self._barrier(stages + last))
+        if self.tile.cluster == 1:
+            ptx("mbarrier.arrive.shared.b64", self._barrier(stages + last))
+            return
+        free = let(T.cuda.cvta_generic_to_shared(self._barrier(stages + last)))
+        for rank in range(self.tile.cluster):
+            call("pw_free", free, rank, source=_FREE)
 
     def _multiply(self, sums: Array, rows: tuple[Expr, Expr], k: Expr) -> None:
         shape = self.shape
@@ -271,7 +305,7 @@ class _Body:
         limits = [
             p < extent
             for p, extent in zip(place, (width, height, images), strict=True)
-            if extent > 1
+            if extent > 1 or self.tile.cluster > 1
         ]
         channel = let(at.panel * self.tile.columns + column)
         inside = all_of(inner < shape.boxes.pixels, channel < geometry.y.shape[3], *limits)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -31,6 +33,8 @@ class WgmmaTile:
         stages: of the ring.
         splits: parts of the reduction that blocks of their own add up; see :func:`wgmma`.
         blocks: of the grid at most, those that the GPU runs at once.
+        cluster: blocks that take tiles of the same output channels at a time, and of whose weights
+            each copies its share to all of them.
     """
 
     pixels: int = 128
@@ -38,6 +42,7 @@ class WgmmaTile:
     stages: int = 4
     splits: int = 1
     blocks: int = 132
+    cluster: int = 1
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,14 @@ class Shape:
 
     @property
     def tiles(self) -> int:
-        """Of all blocks together."""
-        return math.prod(self.boxes.counts) * self.panels * self.tile.splits
+        """Of all blocks together; a cluster's count as one."""
+        boxes = -(-math.prod(self.boxes.counts) // self.tile.cluster)
+        return boxes * self.panels * self.tile.splits
+
+    @property
+    def blocks(self) -> int:
+        """Of the grid."""
+        return min(self.tiles, self.tile.blocks // self.tile.cluster) * self.tile.cluster
 
     @property
     def ring(self) -> tuple[int, int]:
@@ -192,7 +203,7 @@ class Shape:
             offset=0,
             dims=(row, self.panels * self.tile.columns),
             strides=(row * self.size,),
-            box=(self.depth, self.tile.columns),
+            box=(self.depth, self.tile.columns // self.tile.cluster),
             steps=(1, 1),
         )
         return pixels, weights
@@ -233,35 +244,33 @@ def pack_wgmma(
 
 
 def choose_wgmma(geometry: Geometry, arch: Arch, gpu: Gpu) -> WgmmaTile:
-    """The tile of the least predicted time.
-
-    A block's step takes as long as its products, or as its copies if those take longer; a tile
-    adds the latency of its first copies and of its stores; parts of a reduction add a launch and
-    their way through memory. Not measured on a GPU yet.
+    """The tile of the least predicted time, without clusters, which only measurement chooses.
 
     Args:
         geometry: the convolution.
         arch: whose shared memory the tile has to fit.
         gpu: to fill.
     """
-    best: tuple[float, WgmmaTile] | None = None
-    for pixels in (64, 128):
-        for columns in _COLUMNS:
-            if columns > _COLUMNS[0] and columns - _COLUMNS[0] >= geometry.y.shape[3]:
-                break
-            for splits in _SPLITS:
-                tile = WgmmaTile(pixels, columns, splits=splits, blocks=gpu.multiprocessors)
-                shape = _with_stages(geometry, tile, arch.shared_per_block - _STATIC_BYTES)
-                if shape is None:
-                    continue
-                time = predicted_cycles(shape)
-                if best is None or time < best[0]:
-                    best = (time, shape.tile)
-    assert best is not None
-    return best[1]
+    alone = (t for t in wgmma_candidates(geometry, arch, gpu) if t.cluster == 1)
+    return min(alone, key=lambda tile: predicted_cycles(Shape(geometry, tile)))
+
+
+def wgmma_candidates(geometry: Geometry, arch: Arch, gpu: Gpu) -> Iterator[WgmmaTile]:
+    """Tiles that fit the architecture and are not far too large for the work; see there."""
+    shared_bytes = arch.shared_per_block - _STATIC_BYTES
+    for pixels, columns, splits, cluster in itertools.product((64, 128), _COLUMNS, _SPLITS, (1, 2)):
+        if columns > _COLUMNS[0] and columns - _COLUMNS[0] >= geometry.y.shape[3]:
+            continue
+        if cluster > 1 and (columns < _SHARED_COLUMNS or splits > 1):
+            continue
+        tile = WgmmaTile(pixels, columns, 0, splits, gpu.multiprocessors, cluster)
+        shape = _with_stages(geometry, tile, shared_bytes)
+        if shape is not None:
+            yield shape.tile
 
 
 _COLUMNS = (16, 32, 48, 64, 96, 128, 192, 256)
+_SHARED_COLUMNS = 128  # fewer are copied fast enough by one
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _MOST_STAGES, _LEAST_STAGES = 6, 3
 # Cycles. Products: 1024 multiply-adds a cycle of 16-bit numbers; the copies' share of the level-2
@@ -284,11 +293,16 @@ _STATIC_BYTES = 1024  # of barriers, as aligned as the ring
 
 
 def predicted_cycles(shape: Shape) -> float:
-    """Estimated time, cycles of the GPU."""
+    """Estimated time, cycles of the GPU.
+
+    A block's step takes as long as its products, or as its copies if those take longer; a tile
+    adds the latency of its first copies and of its stores; parts of a reduction add a launch and
+    their way through memory. Not measured on a GPU yet.
+    """
     tile = shape.tile
     products = tile.pixels * tile.columns * shape.depth / (_PRODUCTS * 2 / shape.size)
-    step = max(products, (tile.pixels + tile.columns) * ROW_BYTES / _COPIED)
-    rounds = -(-shape.tiles // tile.blocks)
+    step = max(products, (tile.pixels + tile.columns / tile.cluster) * ROW_BYTES / _COPIED)
+    rounds = -(-shape.tiles * tile.cluster // shape.blocks)
     time = rounds * shape.steps_of_split * step + _LATENCY * (1 + rounds / 2)
     if tile.splits > 1:
         partial = 4 * math.prod(shape.geometry.y.shape) * (tile.splits + 1)

@@ -157,6 +157,10 @@ CASES = {
     "tf32": Case((1, 14, 14, 50), 64, _square(1, 2), WgmmaTile(columns=64), "float32"),
     "wide": Case((256, 1, 1, 384), 256, _square(1), WgmmaTile(128, 256, 3, blocks=1)),
     "persistent": Case((1, 14, 14, 192), 320, _square(1), WgmmaTile(128, 128, 3, blocks=2)),
+    "cluster": Case((1, 14, 14, 192), 96, _square(1), WgmmaTile(64, 32, 3, blocks=4, cluster=2)),
+    "odd_cluster": Case(
+        (1, 9, 9, 64), 64, _square(3, pad=1), WgmmaTile(128, 64, 3, cluster=2), residual=True
+    ),
     "parts": Case((1, 7, 7, 320), 48, _square(3, pad=1), WgmmaTile(64, 48, splits=4)),
     "uneven_parts": Case((1, 4, 4, 448), 32, _square(1), WgmmaTile(64, 32, 3, 3, blocks=2)),
 }
@@ -230,6 +234,18 @@ FAULTS = {
         LATE,
         "pointwise",
         ("(uint)24576", "(uint)24592"),
+    ),
+    "blocks of a cluster that leave early": (
+        "odd_cluster",
+        EARLY,
+        "odd_cluster",
+        ("tvm_builtin_cuda_cluster_sync();", ";"),
+    ),
+    "stages freed in the own block only": (
+        "cluster",
+        LATE,
+        "cluster",
+        (", 1);\n", ", 0);\n"),
     ),
     "staged rows read too early": (
         "odd",

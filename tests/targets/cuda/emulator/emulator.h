@@ -5,7 +5,8 @@
 // for them, warpgroup products read their operands when they are issued: a missing wait shows.
 // EARLY: copies land when they are issued, products read when they are waited for: memory that is
 // reused too early shows. Fibers and blocks run in opposite orders in the two. Shared memory that
-// nobody wrote holds NaN. Not modelled: bank conflicts, caches, memory fences, clusters.
+// nobody wrote holds NaN. The blocks of a cluster run together. Not modelled: bank conflicts, caches,
+// memory fences.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -22,6 +23,7 @@
 // ---------------------------------------------------------------------------------------- types
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __global__
 #define __device__ static
 #define __host__
@@ -117,24 +119,33 @@ constexpr size_t STACK = 1 << 17, CAPACITY = 256 << 10, CANARY = 1024;
 constexpr uchar POISON = 0xff;  // NaN in every floating-point type
 enum Timing { LATE, EARLY };
 
+struct Meeting { int arrived = 0, generation = 0; void* argument[128]; };
+struct Wgmma { std::vector<float*> d[128]; uint64_t a, b; bool add; int n; void (*run)(Wgmma&); };
+struct WgmmaQueue { std::vector<Wgmma> open; std::deque<std::vector<Wgmma>> groups; };
+struct Block {
+  int rank, alive; char* memory; dim3 index;
+  std::vector<Meeting> warps, warpgroups;
+  Meeting everybody, named[16];
+  WgmmaQueue products[8];
+};
 struct Copy { uint to; const void* from; int size, valid; };
 struct Fiber {
-  void* sp; char* stack; dim3 index; int linear; bool done;
+  void* sp; char* stack; dim3 index; int linear; bool done; Block* block;
   const int* waits_for; int seen;  // runs again once *waits_for is not `seen`
   std::vector<Copy> open; std::deque<std::vector<Copy>> groups;
 };
-struct Meeting { int arrived = 0, generation = 0; void* argument[128]; };
 
 static std::vector<Fiber> fibers;
 static Fiber* current;
 static void* scheduler;
 static Timing timing;
 static dim3 block_index, block_dim, grid_dim;
-static char* memory;       // shared: static, then dynamic
+static char* memory;       // shared, of the current fiber's block: static, then dynamic
 static size_t dynamic_at;  // where the latter begins
-static std::vector<Meeting> warps, warpgroups;
-static Meeting everybody, named[16];
-static int alive;
+static Block* here;        // the current fiber's
+static std::vector<Block> blocks;  // of the cluster that runs
+static Meeting cluster_meeting;
+static int cluster_threads, alive;
 static long progress;  // changes whenever something happens; still for a round: deadlock
 static const char* error;
 static void (*entry)(void**);
@@ -182,11 +193,11 @@ static inline void wait_while(const int& value) {
   error = text;
   for (;;) leave();
 }
-static inline void release() { everybody.arrived = 0; everybody.generation++; }
+static inline void release() { here->everybody.arrived = 0; here->everybody.generation++; }
 static void run_fiber() {
   entry(arguments);
-  current->done = true; alive--; progress++;
-  if (everybody.arrived && everybody.arrived == alive) release();
+  current->done = true; alive--; here->alive--; progress++;
+  if (here->everybody.arrived && here->everybody.arrived == here->alive) release();
   for (;;) leave();
 }
 
@@ -197,18 +208,19 @@ template <class F> static inline void meet(Meeting& at, int place, int all, void
   else wait_while(at.generation);
 }
 template <class F> static inline void warp(void* mine, F f) {
-  meet(warps[current->linear / 32], current->linear % 32, 32, mine, f);
+  meet(here->warps[current->linear / 32], current->linear % 32, 32, mine, f);
 }
 template <class F> static inline void warpgroup(void* mine, F f) {
-  meet(warpgroups[current->linear / 128], current->linear % 128, 128, mine, f);
+  meet(here->warpgroups[current->linear / 128], current->linear % 128, 128, mine, f);
 }
 // Threads that have ended count as arrived, as on the device.
 static inline void barrier() {
   progress++;
-  if (++everybody.arrived == alive) release(); else wait_while(everybody.generation);
+  Meeting& all = here->everybody;
+  if (++all.arrived == here->alive) release(); else wait_while(all.generation);
 }
 static inline void named_barrier(int id, int threads) {
-  meet(named[id], 0, threads, nullptr, [](void**) {});
+  meet(here->named[id], 0, threads, nullptr, [](void**) {});
 }
 static inline uint shared_address(const void* p) {
   size_t at = (const char*)p - memory;
@@ -341,16 +353,26 @@ template <class T> static inline void mma(Product mine) {
 }
 
 // ------------------------------------------------------------------- mbarrier, TMA, wgmma (sm_90)
+// Addresses in the shared memory of a cluster: the block's rank + 1 above 24 bits, or 0 for one's own.
+static inline uint clustered(uint at, int rank) { return (at & 0xffffff) | (uint)(rank + 1) << 24; }
+static inline uint everywhere(uint at) { return at >> 24 ? at : clustered(at, here->rank); }
+static inline uint mapa(uint at, int rank) {
+  if (rank >= (int)blocks.size()) fail("no such block in the cluster");
+  return clustered(at, rank);
+}
+static inline void cluster_barrier() {
+  meet(cluster_meeting, 0, cluster_threads, nullptr, [](void**) {});
+}
 struct Barrier { int count, pending, bytes; int phase; };
 static std::map<uint, Barrier> barriers;
 static inline Barrier& barrier_at(uint at) {
-  auto found = barriers.find(at);
+  auto found = barriers.find(everywhere(at));
   if (found == barriers.end()) fail("mbarrier used before its init");
   return found->second;
 }
 static inline void mbarrier_init(uint at, int count) {
   if (at % 8) fail("misaligned mbarrier");
-  barriers[at] = {count, count, 0, 0};
+  barriers[everywhere(at)] = {count, count, 0, 0};
 }
 static inline void mbarrier_check(Barrier& b) {
   if (b.pending == 0 && b.bytes == 0) { b.phase ^= 1; b.pending = b.count; progress++; }
@@ -383,7 +405,7 @@ static inline void land(const Load& l) {
       int64_t x = rest % n * t.step[i] + l.at[i];
       rest /= n; inside &= x >= 0 && x < t.dim[i]; offset += x * t.stride[i];
     }
-    char* to = memory + swizzled(l.to + e * t.size, t.swizzle);
+    char* to = blocks[(l.to >> 24) - 1].memory + swizzled((l.to & 0xffffff) + e * t.size, t.swizzle);
     if (inside) memcpy(to, t.base + offset, t.size); else memset(to, 0, t.size);
   }
   Barrier& b = barrier_at(l.barrier);
@@ -391,17 +413,24 @@ static inline void land(const Load& l) {
   mbarrier_check(b);
 }
 static inline void tma_load(uint to, const void* map, std::initializer_list<int> at, uint barrier) {
-  Load l{to, *(const TensorMap*)map, {}, barrier};  // a parameter of a thread that may end first
-  if (to % (l.map.swizzle ? l.map.swizzle * 8 : 128)) fail("misaligned TMA destination");
+  // The map is a parameter of a thread that may end first.
+  Load l{everywhere(to), *(const TensorMap*)map, {}, everywhere(barrier)};
+  if ((to & 0xffffff) % (l.map.swizzle ? l.map.swizzle * 8 : 128)) fail("misaligned TMA destination");
   int i = 0;
   for (int x : at) l.at[i++] = x;
   if (timing == EARLY) land(l); else loads.push_back(l);
+}
+// To the same place in the blocks of the mask, each of which counts the bytes at its own barrier.
+static inline void tma_multicast(uint to, const void* map, std::initializer_list<int> at,
+                                 uint barrier, uint mask) {
+  for (int rank = 0; mask >> rank; rank++)
+    if (mask >> rank & 1) tma_load(mapa(to, rank), map, at, mapa(barrier, rank));
 }
 static inline bool mbarrier_test(uint at, int parity) { return barrier_at(at).phase != (parity & 1); }
 static inline void mbarrier_wait(uint at, int parity) {
   while (!mbarrier_test(at, parity)) {
     size_t i = 0;
-    while (i < loads.size() && loads[i].barrier != at) i++;
+    while (i < loads.size() && loads[i].barrier != everywhere(at)) i++;
     if (i == loads.size()) { leave(); continue; }
     Load l = loads[i];
     loads.erase(loads.begin() + i);
@@ -415,9 +444,6 @@ static inline uint described(uint64_t d, int row, int byte) {
   int code = d >> 62 & 3, bytes = code == 1 ? 128 : code == 2 ? 64 : code == 3 ? 32 : 0;
   return swizzled(start + row / 8 * stride + row % 8 * (bytes ? bytes : 16) + byte, bytes);
 }
-struct Wgmma { std::vector<float*> d[128]; uint64_t a, b; bool add; int n; void (*run)(Wgmma&); };
-struct WgmmaQueue { std::vector<Wgmma> open; std::deque<std::vector<Wgmma>> groups; };
-static WgmmaQueue products[8];
 template <class T> static void run_wgmma(Wgmma& w) {
   static float a[64][T::K], b[256][T::K];
   auto element = [](uint at) { uint u = 0; memcpy(&u, memory + at, T::SIZE); return T::at(u, 0); };
@@ -434,7 +460,7 @@ template <class T> static void run_wgmma(Wgmma& w) {
 }
 struct WgmmaMine { std::vector<float*> d; uint64_t a, b; bool add; };
 template <class T> static inline void wgmma(WgmmaMine mine, int n) {
-  WgmmaQueue& queue = products[current->linear / 128];
+  WgmmaQueue& queue = here->products[current->linear / 128];
   warpgroup(&mine, [&](void** all) {
     Wgmma w;
     for (int t = 0; t < 128; t++) w.d[t] = ((WgmmaMine*)all[t])->d;
@@ -444,11 +470,11 @@ template <class T> static inline void wgmma(WgmmaMine mine, int n) {
   });
 }
 static inline void wgmma_commit() {
-  WgmmaQueue& queue = products[current->linear / 128];
+  WgmmaQueue& queue = here->products[current->linear / 128];
   warpgroup(nullptr, [&](void**) { queue.groups.push_back(queue.open); queue.open.clear(); });
 }
 static inline void wgmma_wait(int pending) {
-  WgmmaQueue& queue = products[current->linear / 128];
+  WgmmaQueue& queue = here->products[current->linear / 128];
   warpgroup(nullptr, [&](void**) {
     for (; (int)queue.groups.size() > pending; queue.groups.pop_front())
       for (auto& w : queue.groups.front()) w.run(w);
@@ -456,25 +482,31 @@ static inline void wgmma_wait(int pending) {
 }
 
 // --------------------------------------------------------------------------------------- launch
-static void run_block(int threads, size_t shared) {
-  memset(memory, POISON, shared + CANARY);
-  warps.assign((threads + 31) / 32, {}); warpgroups.assign((threads + 127) / 128, {});
-  everybody = {}; for (auto& n : named) n = {};
-  barriers.clear(); loads.clear(); for (auto& p : products) p = {};
-  alive = threads;
-  for (int i = 0; i < threads; i++) {
+static void run_cluster(int threads, size_t shared) {
+  for (Block& b : blocks) {
+    memset(b.memory, POISON, shared + CANARY);
+    b.warps.assign((threads + 31) / 32, {}); b.warpgroups.assign((threads + 127) / 128, {});
+    b.everybody = {}; for (auto& n : b.named) n = {};
+    for (auto& p : b.products) p = {};
+    b.alive = threads;
+  }
+  barriers.clear(); loads.clear();
+  cluster_meeting = {}; cluster_threads = alive = threads * (int)blocks.size();
+  for (int i = 0; i < cluster_threads; i++) {
     Fiber& f = fibers[i];
-    f.linear = i; f.done = false; f.waits_for = nullptr; f.open.clear(); f.groups.clear();
-    f.index = dim3(i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y));
+    int t = i % threads;
+    f.linear = t; f.block = &blocks[i / threads]; f.done = false; f.waits_for = nullptr;
+    f.open.clear(); f.groups.clear();
+    f.index = dim3(t % block_dim.x, t / block_dim.x % block_dim.y, t / (block_dim.x * block_dim.y));
     f.sp = first_frame(f.stack + STACK, run_fiber);
   }
   while (alive) {
     long before = progress;
-    for (int i = 0; i < threads; i++) {
-      Fiber& f = fibers[timing == LATE ? i : threads - 1 - i];
+    for (int i = 0; i < cluster_threads; i++) {
+      Fiber& f = fibers[timing == LATE ? i : cluster_threads - 1 - i];
       if (f.done || (f.waits_for && *f.waits_for == f.seen)) continue;
       f.waits_for = nullptr;
-      current = &f;
+      current = &f; here = f.block; memory = here->memory; block_index = here->index;
       emu_switch(&scheduler, f.sp);
       if (error) return;
     }
@@ -483,25 +515,33 @@ static void run_block(int threads, size_t shared) {
 }
 
 static const char* launch(void (*kernel)(void**), void** values, const int* grid, const int* block,
-                          size_t static_bytes, size_t dynamic_bytes, int how) {
-  static char* raw = (char*)aligned_alloc(4096, CAPACITY + CANARY + 4096);
+                          size_t static_bytes, size_t dynamic_bytes, int cluster, int how) {
+  static std::vector<char*> memories;
   int threads = block[0] * block[1] * block[2];
-  while (fibers.size() < (size_t)threads) {
+  while (fibers.size() < (size_t)threads * cluster) {
     fibers.emplace_back();
     fibers.back().stack = (char*)aligned_alloc(64, STACK);
   }
-  memory = raw; timing = (Timing)how; error = nullptr; entry = kernel; arguments = values;
+  while (memories.size() < (size_t)cluster)
+    memories.push_back((char*)aligned_alloc(4096, CAPACITY + CANARY + 4096));
+  timing = (Timing)how; error = nullptr; entry = kernel; arguments = values;
   dynamic_at = (static_bytes + 1023) / 1024 * 1024;
   size_t end = dynamic_at + dynamic_bytes;
   if (end > CAPACITY) return "more shared memory than there is";
+  if (grid[0] % cluster) return "a grid that is no multiple of its clusters";
   grid_dim = dim3(grid[0], grid[1], grid[2]); block_dim = dim3(block[0], block[1], block[2]);
-  long blocks = (long)grid[0] * grid[1] * grid[2];
-  for (long i = 0; i < blocks; i++) {
-    long b = timing == LATE ? i : blocks - 1 - i;
-    block_index = dim3(b % grid[0], b / grid[0] % grid[1], b / ((long)grid[0] * grid[1]));
-    run_block(threads, end);
-    for (size_t at = end; !error && at < end + CANARY; at++)
-      if ((uchar)memory[at] != POISON) error = "written past the end of shared memory";
+  long total = (long)grid[0] * grid[1] * grid[2] / cluster;
+  blocks.resize(cluster);
+  for (long i = 0; i < total; i++) {
+    for (int rank = 0; rank < cluster; rank++) {
+      long b = (timing == LATE ? i : total - 1 - i) * cluster + rank;
+      blocks[rank].rank = rank; blocks[rank].memory = memories[rank];
+      blocks[rank].index = dim3(b % grid[0], b / grid[0] % grid[1], b / ((long)grid[0] * grid[1]));
+    }
+    run_cluster(threads, end);
+    for (Block& b : blocks)
+      for (size_t at = end; !error && at < end + CANARY; at++)
+        if ((uchar)b.memory[at] != POISON) error = "written past the end of shared memory";
     if (error) return error;
   }
   return nullptr;

@@ -20,11 +20,13 @@ class Entry:
         name: its symbol.
         parameters: names, in order.
         static_bytes: shared memory that it declares with a size.
+        cluster: blocks that run together.
     """
 
     name: str
     parameters: tuple[str, ...]
     static_bytes: int
+    cluster: int
 
 
 Names = list[str]
@@ -55,7 +57,19 @@ _INSTRUCTIONS: list[tuple[str, Callable[[Names, re.Match[str]], str]]] = [
     (r"mbarrier\.init", lambda p, m: f"emu::mbarrier_init({p[0]}, {p[1]});"),
     (r"mbarrier\.arrive\.expect_tx", lambda p, m: f"emu::mbarrier_arrive({p[-2]}, {p[-1]});"),
     (r"mbarrier\.expect_tx", lambda p, m: f"emu::mbarrier_expect({p[-2]}, {p[-1]});"),
+    (
+        r"mapa\.shared::cluster\.u32 .*mbarrier\.arrive\.release\.cluster",
+        lambda p, m: f"emu::mbarrier_arrive(emu::mapa({p[0]}, {p[1]}));",
+    ),
+    (r"barrier\.cluster\.arrive", lambda p, m: "emu::cluster_barrier();"),
     (r"mbarrier\.arrive", lambda p, m: f"emu::mbarrier_arrive({p[0]});"),
+    (
+        r"cp\.async\.bulk\.tensor\.\dd\.shared\S*multicast::cluster",
+        lambda p, m: (
+            f"emu::tma_multicast({p[0]}, (const void*){p[1]}, {{{', '.join(p[2:-2])}}}, "
+            f"{p[-2]}, {p[-1]});"
+        ),
+    ),
     (
         r"cp\.async\.bulk\.tensor\.\dd\.shared\S*mbarrier::complete_tx::bytes",
         lambda p, m: (
@@ -149,14 +163,16 @@ def _wgmma(names: Names, columns: int, dtype: str) -> str:
     return f"emu::wgmma<emu::{dtype.upper()}>({operands}, {columns});"
 
 
+_HEAD = (
+    r'extern "C" __global__ void (?:__cluster_dims__\((\d+).*?\) )?(?:__launch_bounds__\(.*?\) )?'
+    r"(\w+)\((.*?)\) \{"
+)
 _SIZES = {"uint64_t": 8, "uchar": 1, "half": 2, "nv_bfloat16": 2, "uint4": 16, "uint2": 8}
 
 
 def _kernel(piece: str) -> tuple[str, Entry]:
     """A kernel with its shared memory bound to the emulator's."""
-    head = re.match(
-        r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\((.*?)\) \{', piece
-    )
+    head = re.match(_HEAD, piece)
     assert head, piece[:200]
     static = 0
 
@@ -176,19 +192,16 @@ def _kernel(piece: str) -> tuple[str, Entry]:
     )
     declared = r"__shared__ (?:alignas\((\d+)\) |__align__\(\d+\) )?(\w+) (\w+)\[(\d+)\];"
     piece = re.sub(declared, place, piece)
-    parameters = tuple(p.strip().split(" ")[-1].lstrip("*") for p in head[2].split(","))
-    return piece.replace('extern "C" __global__ void', "static void", 1), Entry(
-        head[1], parameters, static
-    )
+    parameters = tuple(p.strip().split(" ")[-1].lstrip("*") for p in head[3].split(","))
+    entry = Entry(head[2], parameters, static, int(head[1] or 1))
+    return piece.replace('extern "C" __global__ void', "static void", 1), entry
 
 
 def _entry_point(piece: str, entry: Entry) -> str:
-    head = re.match(
-        r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?\w+\((.*?)\) \{', piece
-    )
+    head = re.match(_HEAD, piece)
     assert head
     values = []
-    for i, parameter in enumerate(head[1].split(",")):
+    for i, parameter in enumerate(head[3].split(",")):
         kind = re.sub(r"\b(const|__grid_constant__|__restrict__)\b", "", parameter)
         kind = kind.strip().rsplit(" ", 1)[0].strip()
         values.append(f"({kind})emu_a[{i}]" if kind.endswith("*") else f"*({kind}*)emu_a[{i}]")
@@ -197,5 +210,5 @@ def _entry_point(piece: str, entry: Entry) -> str:
         f'\nextern "C" const char* {entry.name}_run(void** emu_a, const int* grid, '
         f"const int* block, size_t shared, int timing) {{\n"
         f"  return emu::launch([](void** emu_a) {{ {call}; }}, emu_a, grid, block, "
-        f"{entry.static_bytes}, shared, timing);\n}}\n"
+        f"{entry.static_bytes}, shared, {entry.cluster}, timing);\n}}\n"
     )
