@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pwopt import driver, hardware
@@ -13,7 +13,7 @@ from pwopt.driver import CodeOptions
 from pwopt.errors import CodegenError, FrontendError, UsageError
 from pwopt.growth import MAX_GROWTH
 from pwopt.hardware import Hardware
-from pwopt.output import REPORT, staged
+from pwopt.output import PAGE, REPORT, staged
 from pwopt.pipeline import missing_file
 from pwopt.report import Report
 from pwopt.tuning import tune
@@ -42,6 +42,8 @@ class Request:
         calibration: a file or folder of examples for these two.
         preprocessing: of images and bytes among the examples.
         tune_seconds: to measure schedules before it is made, or None.
+        profile: whether to measure the original and the executable for the report.
+        command: the command line, for the report.
     """
 
     model: Path
@@ -60,6 +62,8 @@ class Request:
     calibration: Path | None = None
     preprocessing: str | None = None
     tune_seconds: float | None = None
+    profile: bool = True
+    command: str = ""
 
 
 def build(
@@ -68,7 +72,7 @@ def build(
     log: driver.Progress,
     before_commit: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Writes ``model.onnx``, ``model.so`` and ``report.json`` into the folder, or nothing.
+    """Writes ``model.onnx``, ``model.so``, ``report.json`` and ``report.html``, or nothing.
 
     Each rewrite that was taken back adds ``repro-N.onnx``, which shows it, and ``repro-N.txt``, the
     command to run on it.
@@ -128,7 +132,12 @@ def build(
             progress("compiling")
             executable, made = driver.compile_optimized(made, request.code)
             executable.save(stage / "model.so")
+            if request.profile and driver.runs_here(request.code.formats.on(machine)):
+                progress("profiling")
+                made = driver.profiled(made, executable, request.model)
+        made = replace(made, report=replace(made.report, command=request.command))
         (stage / REPORT).write_text(made.report.dumps())
+        (stage / PAGE).write_text(made.html())
         before_commit()
     return made.report
 

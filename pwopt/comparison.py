@@ -12,8 +12,6 @@ import contextlib
 import gc
 import math
 import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ import numpy as np
 from pwopt import numerics, ort, rounding
 from pwopt.baselines import OpenVinoModel, check_baselines
 from pwopt.compared import Side, opened, static_types, threads_of
+from pwopt.environment import cpu_name
 from pwopt.errors import UsageError
 from pwopt.ir.types import TensorType
 from pwopt.precision import Precision
@@ -33,6 +32,8 @@ from pwopt.running import Runner, running
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from pwopt.profiling import Profile
 
 SAMPLE_SECONDS = 0.005  # long against the clock's resolution and a timer interrupt
 BUDGET_SECONDS = 10.0  # of all rounds together where the number of rounds is left open
@@ -104,6 +105,9 @@ class Comparison:
         rounds: samples per contender.
         cpu: the processor's name.
         notes: what a reader should know.
+        profile: where the time goes in the original and in the executable; None where not asked
+            for.
+        command: the command line; empty where it was called from Python.
     """
 
     model: str
@@ -113,6 +117,8 @@ class Comparison:
     rounds: int
     cpu: str
     notes: tuple[str, ...] = ()
+    profile: Profile | None = None
+    command: str = ""
 
     def __getitem__(self, name: str) -> Row:
         """The row of a contender."""
@@ -130,6 +136,17 @@ class Comparison:
         )
         assert isinstance(plain, dict)
         return plain
+
+    def html(self, page: str | Path | None = None) -> str:
+        """The comparison as a page that needs no network.
+
+        Args:
+            page: the ``report.html`` of the optimization, to show what it did, too.
+        """
+        from pwopt import page as pages
+
+        known = pages.read(Path(page)) if page is not None else None
+        return pages.render(pages.of_comparison(self, known))
 
     def render(self) -> RenderableType:
         """The comparison as a table for the terminal."""
@@ -162,6 +179,7 @@ def compare(
     input_shapes: Shapes | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
+    profile: bool = False,
 ) -> Comparison:
     """Measures two models against each other, usually a compiled one against its original.
 
@@ -178,6 +196,7 @@ def compare(
         input_shapes: sizes for open dimensions, by input name.
         inputs: an array per graph input; seeded random numbers if left out.
         seed: of the random inputs.
+        profile: whether to measure the parts of both, too.
 
     Raises:
         UsageError: an unknown or missing baseline, shapes that are missing or do not fit, or
@@ -232,6 +251,11 @@ def compare(
                 settings=c.settings,
             )
         )
+    found_profile = None
+    if profile and first.source is not None and second.program is not None:
+        from pwopt import profiling
+
+        found_profile = profiling.measure(first.source, second.program, types)
     return Comparison(
         model=str(first.source or first.program.path or ""),
         rows=tuple(rows),
@@ -240,18 +264,26 @@ def compare(
         rounds=len(samples[0]),
         cpu=cpu_name(),
         notes=tuple(_notes(rows, second)),
+        profile=found_profile,
     )
 
 
 def interleaved(
-    runners: Sequence[Runner], feeds: Mapping[str, np.ndarray], runs: int | None = None
+    runners: Sequence[Runner],
+    feeds: Mapping[str, np.ndarray],
+    runs: int | None = None,
+    *,
+    seconds: float = BUDGET_SECONDS,
+    at_least: int = MIN_ROUNDS,
 ) -> tuple[list[list[Sample]], list[int]]:
     """Measures contenders that take turns.
 
     Args:
         runners: the contenders.
         feeds: an array per graph input.
-        runs: rounds; None for as many as fit :data:`BUDGET_SECONDS`.
+        runs: rounds; None for as many as fit.
+        seconds: that they are to fit.
+        at_least: rounds even where they do not.
 
     Returns:
         samples by contender and round, and the calls in a sample of each.
@@ -260,7 +292,7 @@ def interleaved(
     calls = [max(1, min(MAX_CALLS, math.ceil(SAMPLE_SECONDS / s))) for s in single]
     if runs is None:
         a_round = sum((n + 1) * s for n, s in zip(calls, single, strict=True))
-        runs = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_SECONDS / a_round)))
+        runs = max(at_least, min(MAX_ROUNDS, int(seconds / a_round)))
     samples: list[list[Sample]] = [[] for _ in runners]
     with _no_garbage_collection():
         for i in range(runs):
@@ -431,16 +463,6 @@ def _notes(rows: Sequence[Row], second: Side) -> Iterator[str]:
     load = os.getloadavg()[0]
     if load > len(os.sched_getaffinity(0)) + 0.5:
         yield f"the machine was busy (load {load:.1f}): the CPU ratio says more than the others"
-
-
-def cpu_name() -> str:
-    """The processor's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match.group(1) if match else platform.machine()
 
 
 def _row_json(row: Row) -> dict[str, Any]:

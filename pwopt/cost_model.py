@@ -189,6 +189,17 @@ class CostModel:
         macs = cost.node_macs(graph, node)
         return 2e-3 * macs / (us * self.peak_gflops) if us and macs else 0.0
 
+    def operations(self, graph: Graph, node: Node) -> float:
+        """Arithmetic of a node: two operations a multiply-accumulate, else vector instructions."""
+        if macs := cost.node_macs(graph, node):
+            return 2.0 * macs
+        return 1e3 * self.estimate(graph, node).compute * self.hardware.peak_gflops / 2
+
+    def moved_bytes(self, graph: Graph, node: Node) -> int:
+        """Bytes of a node's operands, weights included, and of its results."""
+        results = sum(self._bytes(graph, node[i]) for i in range(len(node.types)))
+        return self._read_bytes(graph, graph.operands(node)) + results
+
     def winograd_tiles(self, graph: Graph, node: Node) -> Iterator[tuple[int, float, int]]:
         """What Winograd's algorithm can do for a node.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("cpu", "cuda")
 WINOGRAD = ("off", "f2", "auto")
+PROFILE_SECONDS = 0.4  # of each of three measurements
 
 Model = Any  # a Graph, or what the frontend reads: a path, bytes, an onnx.ModelProto and others
 Shapes = Mapping[str, Sequence[int]]
@@ -75,12 +76,22 @@ class Optimized:
         report: what each pass did, and the numerical check.
         reference: the original's answers, to check an executable by; None where unknown.
         reproducers: small models by file name; each shows a rewrite in ``report.taken_back``.
+        original: the graph as it was.
+        precision: number formats that the predictions are for.
     """
 
     graph: Graph
     report: Report
     reference: Reference | None = field(default=None, repr=False)
     reproducers: Mapping[str, Graph] = field(default_factory=dict)
+    original: Graph | None = field(default=None, repr=False)
+    precision: Precision = field(default_factory=Precision)
+
+    def html(self) -> str:
+        """``report.html``: the report as a page that needs no network."""
+        from pwopt import page
+
+        return page.render(page.of_optimization(self))
 
 
 @no_garbage_collection()
@@ -205,7 +216,8 @@ def optimize(
         seconds=time.perf_counter() - start,
     )
     reference = answers if isinstance(answers, Reference) else None
-    return Optimized(graph, report, reference, guard.reproducers if guard else {})
+    reproducers = guard.reproducers if guard else {}
+    return Optimized(graph, report, reference, reproducers, original, formats)
 
 
 def compile(
@@ -303,6 +315,26 @@ def compile_optimized(
     total = report.seconds + time.perf_counter() - start
     report = dataclasses.replace(report, compilation=compilation, seconds=total)
     return executable, dataclasses.replace(optimized, report=report)
+
+
+def profiled(optimized: Optimized, executable: Executable, model: Model) -> Optimized:
+    """Completes the report by where the time goes, before and after.
+
+    Args:
+        optimized: of :func:`compile_optimized`.
+        executable: likewise, for this machine.
+        model: the original, as :func:`optimize` got it.
+    """
+    from pwopt import profiling
+
+    report, reference = optimized.report, optimized.reference
+    types = reference.types if reference else input_types(optimized.graph)
+    original = _raw(model) or optimized.original
+    if original is None or any(t.static_shape is None for t in types.values()):
+        return optimized
+    nodes = report.before.nodes
+    found = profiling.measure(original, executable, types, nodes=nodes, seconds=PROFILE_SECONDS)
+    return dataclasses.replace(optimized, report=dataclasses.replace(report, profile=found))
 
 
 class _WinogradError(NumericsError):

@@ -20,6 +20,7 @@ FILES = re.compile(
     r"|(channels-[\w.-]+|layers|sweep)\.(png|svg)"
 )
 REPORT = "report.json"
+PAGE = "report.html"
 GENERATOR = "pwopt"
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -40,7 +41,7 @@ def check_replaceable(folder: Path) -> None:
         raise UsageError(f"{folder}: is the current folder; name another one for the output")
     if not names:
         return
-    if not _is_ours(folder / REPORT):
+    if not is_ours(folder / REPORT):
         raise UsageError(
             f"{folder}: is not empty and pwopt did not write it; name another folder with -o"
         )
@@ -87,7 +88,8 @@ def staged(folder: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _is_ours(report: Path) -> bool:
+def is_ours(report: Path) -> bool:
+    """Whether a file is a ``report.json`` of pwopt."""
     try:
         content = json.loads(report.read_text())
     except (OSError, ValueError):

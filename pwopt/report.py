@@ -15,6 +15,7 @@ from pwopt.approximation import Approximation
 from pwopt.bisection import TakenBack
 from pwopt.checks import Verification
 from pwopt.cost_model import cost_model
+from pwopt.environment import environment
 from pwopt.growth import allowance
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
@@ -26,6 +27,8 @@ from pwopt.precision import Precision
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from pwopt.profiling import Profile
 
 SCHEMA = 1  # of report.json; grows when a field changes its meaning or goes
 
@@ -126,6 +129,10 @@ class Report:
         approximations: what lossy passes did, with the loss on held-out examples.
         taken_back: wrong rewrites that --verify-passes found; they are not in the result.
         seconds: wall time.
+        profile: where the time goes in the original and in the executable; None where neither was
+            measured.
+        environment: versions, and the machine.
+        command: the command line; empty where it was called from Python.
         schema: of ``report.json``.
         generator: "pwopt".
     """
@@ -143,6 +150,9 @@ class Report:
     approximations: tuple[Approximation, ...] = ()
     taken_back: tuple[TakenBack, ...] = ()
     seconds: float = 0.0
+    profile: Profile | None = None
+    environment: Mapping[str, Any] = field(default_factory=environment)
+    command: str = ""
     schema: int = SCHEMA
     generator: str = field(default=GENERATOR)
 

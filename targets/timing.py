@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from pwopt.errors import CodegenError, UsageError
+from pwopt.ort import QUANTILE
 
 ORT_KERNEL = "onnxruntime"  # stands for all kernels of a segment that ONNX Runtime runs
 MIN_SAMPLES, MAX_SAMPLES = 5, 200
-_QUANTILE = 0.1  # of a kernel's samples: interference only ever adds
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def fastest(once: Callable[[], list[float]], seconds: float) -> list[float]:
         len(samples) < MAX_SAMPLES and time.perf_counter() - start < seconds
     ):
         samples.append(once())
-    return [float(us) for us in np.quantile(np.array(samples), _QUANTILE, axis=0)]
+    return [float(us) for us in np.quantile(np.array(samples), QUANTILE, axis=0)]
 
 
 def timings(report: Mapping[str, Any], us: Sequence[float]) -> list[KernelTiming]:

@@ -29,7 +29,7 @@ def test_optimize_and_compare(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     assert cli.run(["optimize", MODEL, "-o", str(out)]) == 0
     shown = capsys.readouterr()
-    assert names(out) == {"model.onnx", "model.so", "report.json"}
+    assert names(out) == {"model.onnx", "model.so", "report.json", "report.html"}
     assert names(tmp_path) == {"out"}
     assert "checked" in shown.out
     assert shown.err.splitlines()[0] == "reading"
@@ -84,7 +84,7 @@ def test_optimize_without_compiling(tmp_path: Path, capsys: Capture) -> None:
     shown = capsys.readouterr()
     assert json.loads(shown.out) == json.loads((out / "report.json").read_text())
     assert shown.err == ""
-    assert names(out) == {"model.onnx", "report.json"}
+    assert names(out) == {"model.onnx", "report.json", "report.html"}
     first = (out / "model.onnx").read_bytes()
     assert cli.run(command) == 0
     assert (out / "model.onnx").read_bytes() == first

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 import pwopt
-from pwopt import comparison
+from pwopt import comparison, environment
 from pwopt.comparison import Spread
 from pwopt.errors import FrontendError, UsageError
 from pwopt.models import blocks
@@ -72,7 +72,7 @@ def test_table_states_its_conditions() -> None:
         assert part in text
     content = table.to_json()
     json.dumps(content)
-    assert content["cpu"] == comparison.cpu_name()
+    assert content["cpu"] == environment.cpu_name()
     assert "2 threads, sequential" in content["rows"][0]["settings"]
 
 

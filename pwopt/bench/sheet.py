@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 
 import typer
 
+from pwopt.environment import environment
 from pwopt.errors import PwoptError
 
 
@@ -25,7 +25,7 @@ class Sheet:
         width = None if sys.stdout.isatty() else 170
         self._console = Console(stderr=to_stdout, width=width, highlight=False)
         self.failed = False
-        self.result: dict[str, Any] = {"environment": _environment(threads)}
+        self.result: dict[str, Any] = {"environment": {**environment(), "threads": threads}}
 
     def log(self, line: str) -> None:
         typer.echo(line, err=True)
@@ -59,22 +59,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
-
-
-def _environment(threads: int) -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    import pwopt
-    from pwopt.comparison import cpu_name
-
-    return {
-        "pwopt": pwopt.__version__,
-        "onnxruntime": version("onnxruntime"),
-        "tvm": version("apache-tvm"),
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
-        "threads": threads,
-    }

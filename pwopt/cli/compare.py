@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pwopt.cli.console import Progress, console, print_json
+from pwopt.cli.console import Progress, command_line, console, print_json
 from pwopt.cli.options import (
     JsonOption,
     ModelArgument,
@@ -38,6 +39,13 @@ def compare(
         typer.Option(help="onnxruntime (always there), openvino, openvino-bf16; comma-separated."),
     ] = None,
     input_shape: ShapeOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The page to write; default: report.html in the folder of `pwopt optimize`.",
+        ),
+    ] = None,
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -45,6 +53,7 @@ def compare(
 
     MODEL may be an executable, too: the other one is then measured against it.
     """
+    from pwopt import page as pages
     from pwopt.comparison import compare as measure
 
     names = [n.strip() for each in baseline or ["onnxruntime"] for n in each.split(",")]
@@ -57,8 +66,14 @@ def compare(
             threads=threads,
             baselines=names,
             input_shapes=parse_shapes(input_shape),
+            profile=True,
         )
+    table = replace(table, command=command_line())
+    written = pages.write_comparison(table, compiled, html)
     if json_:
         print_json(table.to_json())
     else:
-        console().print(table.render())
+        screen = console()
+        screen.print(table.render())
+        if written is not None:
+            screen.print(f"written {written}", markup=False)

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_arguments: tuple[str, ...] = ()  # of the command that runs
+
+
+def remember(arguments: Sequence[str]) -> None:
+    """Keeps what a command was called with, for reports."""
+    global _arguments
+    _arguments = tuple(arguments)
+
+
+def command_line() -> str:
+    """The command that runs, as a shell would take it."""
+    return shlex.join(["pwopt", *_arguments])
 
 
 def console() -> Console:

@@ -15,6 +15,7 @@ from pwopt import env
 from pwopt.bench.cli import app as bench
 from pwopt.cli import signals
 from pwopt.cli.compare import compare
+from pwopt.cli.console import remember
 from pwopt.cli.inspect import inspect
 from pwopt.cli.optimize import optimize
 from pwopt.cli.passes import passes
@@ -80,6 +81,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command; returns the exit code."""
     chain = False
+    remember(arguments)
     try:
         chain = env.settings().traceback
         code = app(arguments, prog_name="pwopt", standalone_mode=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pwopt.cli.console import Progress, console, print_json, silent
+from pwopt.cli.console import Progress, command_line, console, print_json, silent
 from pwopt.cli.options import (
     DatabaseOption,
     FcWeightsOption,
@@ -89,6 +89,10 @@ def optimize(
         typer.Option(metavar="SECONDS", help="First measure schedules of the kernels for so long."),
     ] = None,
     database: DatabaseOption = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile/--no-profile", help="Measure layer by layer for report.html."),
+    ] = True,
     explain: Annotated[
         bool, typer.Option("--explain", help="List every rewrite made, and why others were not.")
     ] = False,
@@ -98,7 +102,7 @@ def optimize(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Optimizes MODEL, compiles it and writes model.onnx, model.so and report.json."""
+    """Optimizes MODEL, compiles it and writes model.onnx, model.so and report.html."""
     from pwopt import passlist, report
     from pwopt.build import Request, build
     from pwopt.driver import CodeOptions
@@ -121,6 +125,8 @@ def optimize(
         calibration=calibration,
         preprocessing=preprocessing,
         tune_seconds=tune,
+        profile=profile,
+        command=command_line(),
     )
     with Progress(quiet) as progress:
         log = progress.log if verbose else silent
