@@ -25,6 +25,9 @@ def pack_conv(
     parts, channels, steps = matrix.shape
     depth = tile.depth(geometry.x.itemsize)
     rows, columns = -(-channels // tile.bn) * tile.bn, -(-steps // depth) * depth
+    if geometry.x.dtype == "float16":  # a weight of infinity would turn every zero into NaN
+        limit = float(np.finfo(np.float16).max)
+        matrix = np.clip(matrix, -limit, limit)
     padded = np.zeros((parts, rows, columns), _TYPES[geometry.x.dtype])
     padded[:, :channels, :steps] = matrix
     tiles = padded.reshape(parts, rows // tile.bn, tile.bn, columns // depth, depth)

@@ -180,13 +180,12 @@ def cycles(geometry: Geometry, tile: Tile, arch: Arch, gpu: Gpu) -> float:
     rate = _HALF_MACS * 2 // size if tile.tensor_cores else _FLOAT_MACS
     cores = min(4, together * tile.threads // 32)
     macs = tile.bm * tile.bn * tile.depth(size)
-    # Fragments are read from shared memory once per warp: small warp tiles wait for them.
-    fragments = tile.bm * tile.warps_n + tile.bn * tile.warps_m
-    read = fragments * tile.row_bytes / 128
+    read = _reads(tile)
+    exposed = 0 if tile.tensor_cores else 0.5  # loads and products share the warps' issue slots
     copied = (tile.bm + tile.bn) * tile.row_bytes / _L2_BYTES
     alone = macs / (rate * min(4, tile.threads // 32) / 4) + _STEP
     step = max(
-        together * max(macs / (rate * cores / 4), read, copied),
+        together * max(macs / (rate * cores / 4) + exposed * read, read, copied),
         alone,
         _LATENCY / (tile.stages - 1),
     )
@@ -196,3 +195,13 @@ def cycles(geometry: Geometry, tile: Tile, arch: Arch, gpu: Gpu) -> float:
         partial = tile.bm * tile.bn * 4 / _L2_BYTES
         epilogue += together * partial + tile.split * partial + _MEETING
     return _LAUNCH + waves * (own * step + epilogue)
+
+
+def _reads(tile: Tile) -> float:
+    """Cycles in which shared memory is read for one step of a block, each warp for itself."""
+    if tile.tensor_cores:
+        rows = tile.bm * tile.warps_n + tile.bn * tile.warps_m
+        return rows * tile.row_bytes / 128
+    # A thread reads 16 bytes of each of its rows and columns; a quarter of a warp takes a cycle.
+    loads = tile.bm // tile.warps_m // 8 + tile.bn // tile.warps_n // 4
+    return loads * 4 * tile.row_bytes / WIDEST * tile.threads / 32

@@ -13,7 +13,7 @@ from pwopt.errors import CodegenError
 from pwopt.ir.program import Program
 from pwopt.targets.cuda.codegen import source
 from pwopt.targets.cuda.kernels.geometry import Geometry
-from pwopt.targets.cuda.kernels.packing import rounded_to_tf32
+from pwopt.targets.cuda.kernels.packing import pack_conv, rounded_to_tf32
 from pwopt.targets.cuda.kernels.tiling import FLOAT_SHAPES, SHAPES, Tile
 from pwopt.targets.views import View
 from pwopt.targets.windows import Window
@@ -237,6 +237,14 @@ def test_rounding_to_tf32_keeps_ten_bits() -> None:
     expected = np.array([1 + 2**-10, 1, -1 - 2**-10, 3.0, np.inf, 0.0], np.float32)
     np.testing.assert_array_equal(rounded_to_tf32(x), expected)
     assert np.isnan(rounded_to_tf32(np.array([np.nan], np.float32))).all()
+
+
+def test_weights_beyond_float16_are_its_largest() -> None:
+    large = problem(Case((1, 2, 2), (8, 8)))
+    large.weight[0, 0] = -1e6
+    packed, _ = pack_conv(large.weight, large.bias, large.geometry, SMALL)
+    assert packed.min() == -65504
+    assert np.isfinite(packed).all()
 
 
 def test_an_identity_program_leaves_the_sum() -> None:

@@ -102,6 +102,8 @@ def test_large_batches_get_large_tiles() -> None:
     tile = choose_tile(geometry, ARCHS["sm_80"])
     assert tile.bm * tile.bn >= 128 * 128
     assert tile.split == 1
+    wide = LAYERS["resnet_b32_3x3_256_14"].geometry("float32")
+    assert choose_tile(wide, ARCHS["sm_80"], tensor_cores=False).accumulators == 64
 
 
 def test_an_image_wastes_less_than_its_padding_to_16_bytes() -> None:
