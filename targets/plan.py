@@ -32,6 +32,8 @@ class Buffer:
         data: makes the array of a constant.
         offset: position in the workspace or the constants, bytes.
         index: position among the inputs or outputs.
+        cleared: whether a piece of the workspace is zero before the first run; the kernels that
+            write to it leave it so, and nobody else does.
     """
 
     kind: Literal["workspace", "input", "output", "constant"]
@@ -40,6 +42,7 @@ class Buffer:
     data: Callable[[], np.ndarray] | None = None
     offset: int = -1
     index: int = -1
+    cleared: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,14 @@ class Plan:
         steps: kernel calls in order.
         inputs, outputs: (name, buffer, row-major view) in the graph's order.
         workspace_bytes: size of the workspace, once offsets are assigned.
+        cleared_bytes: at its beginning, zero before the first run.
     """
 
     steps: list[Step] = field(default_factory=list)
     inputs: list[tuple[str, Buffer, View]] = field(default_factory=list)
     outputs: list[tuple[str, Buffer, View]] = field(default_factory=list)
     workspace_bytes: int = 0
+    cleared_bytes: int = 0
 
     @property
     def constants(self) -> list[Buffer]:
@@ -156,12 +161,17 @@ class Plan:
 def assign_offsets(plan: Plan) -> None:
     """Gives every workspace buffer its offset: first in-place pairs, then largest first.
 
-    A buffer lives from its first write to its last use. Each is put at the lowest offset that no
-    buffer of an overlapping lifetime holds.
+    A buffer lives from its first write to its last use, a cleared one always. Each is put at the
+    lowest offset that no buffer of an overlapping lifetime holds.
     """
     _share_in_place(plan.steps)
     life = _lifetimes(plan.steps)
-    placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last; sorted by offset
+    for buffer in [b for b in life if b.cleared]:
+        buffer.offset = plan.cleared_bytes
+        plan.cleared_bytes += _rounded(buffer.bytes + SLACK_BYTES)
+        del life[buffer]
+    plan.workspace_bytes = plan.cleared_bytes
+    placed = [(0, plan.cleared_bytes, 0, len(plan.steps))]  # offset, end, first, last
     for buffer in sorted(life, key=lambda b: (-b.bytes, life[b][0])):
         first, last = life[buffer]
         size = _rounded(buffer.bytes + SLACK_BYTES)

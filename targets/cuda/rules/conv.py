@@ -27,7 +27,6 @@ from pwopt.targets.views import View, channels_last, image
 from pwopt.targets.windows import Window
 
 FEW_ROWS = 4  # of a product that reads its matrix once without tensor cores
-_COUNTERS = 1025  # at least; small constants of equal contents would share memory
 
 
 @dataclass(frozen=True)
@@ -193,11 +192,9 @@ class _Call:
         )
         space: tuple[Pointer, ...] = ()
         if tile.split > 1:
-            count = max(_COUNTERS, counters(geometry, tile))
-            key = ("counters", self.result)  # of its own, for calls may run side by side
-            zeros = lowering.packed(key, lambda: np.zeros(count, np.int32))
-            bytes_ = workspace_bytes(geometry, tile)
-            space = (Pointer(Buffer("workspace", bytes_, "partial sums")), Pointer(zeros))
+            sums = Buffer("workspace", workspace_bytes(geometry, tile), "partial sums")
+            zeros = Buffer("workspace", 4 * counters(geometry, tile), "counters", cleared=True)
+            space = (Pointer(sums), Pointer(zeros))
         self._emit(conv, (geometry, f.program, tile), xp, weights, placed, (yp, yv), space)
 
     @property

@@ -38,6 +38,7 @@ def run_plan(plan: Plan, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     assign_offsets(plan)
     constants = aligned(pack_constants([plan]))
     workspace = aligned(np.full(max(plan.workspace_bytes, 64), 0xFF, np.uint8))
+    workspace[: plan.cleared_bytes] = 0
     given = [aligned(np.ascontiguousarray(inputs[name])) for name, _, _ in plan.inputs]
     made = [aligned(np.zeros(max(b.bytes, 64), np.uint8)) for _, b, _ in plan.outputs]
     memory: dict[str, Any] = {"workspace": workspace, "constant": constants}
