@@ -102,10 +102,12 @@ class LaunchList:
     Attributes:
         launches: in an order in which they may run one after the other.
         workspace_bytes: memory that the launches share.
+        cleared_bytes: at its beginning, zero before the first run.
     """
 
     launches: tuple[Launch, ...]
     workspace_bytes: int
+    cleared_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON's types."""
@@ -113,7 +115,8 @@ class LaunchList:
             [*each[:4], [_argument_json(a) for a in each.arguments], each.reads, each.writes]
             for each in self.launches
         ]
-        return {"workspace_bytes": self.workspace_bytes, "launches": rows}
+        sizes = {"workspace_bytes": self.workspace_bytes, "cleared_bytes": self.cleared_bytes}
+        return {**sizes, "launches": rows}
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> LaunchList:
@@ -130,7 +133,7 @@ class LaunchList:
             )
             for kernel, grid, threads, shared, arguments, reads, writes in fields["launches"]
         )
-        return LaunchList(launches, fields["workspace_bytes"])
+        return LaunchList(launches, fields["workspace_bytes"], fields["cleared_bytes"])
 
 
 def dependencies(launches: Sequence[Launch]) -> list[tuple[int, ...]]:

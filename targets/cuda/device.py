@@ -280,8 +280,8 @@ class _Session:
             undo.callback(_quietly, driver.cuStreamDestroy, self.stream)
             self._workspace = device.memory(loaded.launches.workspace_bytes)
             undo.callback(_quietly, driver.cuMemFree, self._workspace)
-            size = max(loaded.launches.workspace_bytes, 1)
-            _call(driver.cuMemsetD8, self._workspace, 0, size)  # counters begin at zero
+            if cleared := loaded.launches.cleared_bytes:
+                _call(driver.cuMemsetD8, self._workspace, 0, cleared)
             self._in = _Staging(device, loaded.inputs, undo)
             self._out = _Staging(device, loaded.outputs, undo)
             self._places = (self._in.addresses, self._out.addresses)  # in the bare graph

@@ -48,7 +48,7 @@ def generate(plans: Sequence[Plan], arch: str) -> Code:
                 known[step.key] = (name, kernel)
                 code.sources[name] = codegen.source({name: kernel}, arch)
             launches.append(_launch(step, *known[step.key]))
-        code.launches.append(LaunchList(tuple(launches), plan.workspace_bytes))
+        code.launches.append(LaunchList(tuple(launches), plan.workspace_bytes, plan.cleared_bytes))
     return code
 
 

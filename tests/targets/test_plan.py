@@ -162,3 +162,17 @@ def test_place_keeps_the_address(offset: int, dtype: str) -> None:
     assert pointer.offset % ALIGNMENT == 0
     assert pointer.offset + moved.offset * view.itemsize == offset * view.itemsize
     assert 0 <= moved.offset * view.itemsize < ALIGNMENT
+
+
+def test_cleared_buffers_come_first_and_share_with_nobody() -> None:
+    counters = [Buffer("workspace", 4, cleared=True) for _ in range(2)]
+    others = [Buffer("workspace", 256) for _ in range(3)]
+    steps = [
+        Step(str, (), (Pointer(a), Pointer(b), Pointer(c)), (1, 2))
+        for a, b, c in zip(others, others[1:], counters, strict=False)
+    ]
+    plan = Plan(steps)
+    assign_offsets(plan)
+    assert sorted(b.offset for b in counters) == [0, 128]
+    assert plan.cleared_bytes == 256
+    assert min(b.offset for b in others) == plan.cleared_bytes

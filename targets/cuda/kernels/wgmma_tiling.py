@@ -273,9 +273,9 @@ _COLUMNS = (16, 32, 48, 64, 96, 128, 192, 256)
 _SHARED_COLUMNS = 128  # fewer are copied fast enough by one
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _MOST_STAGES, _LEAST_STAGES = 6, 3
-# Cycles. Products: 1024 multiply-adds a cycle of 16-bit numbers; the copies' share of the level-2
-# cache: 5.5 TB/s over 132 multiprocessors at 1.755 GHz; the rest are estimates.
-_PRODUCTS, _COPIED, _LATENCY, _LAUNCH = 1024, 24, 1500, 3000
+# Cycles of a multiprocessor. Products: multiply-adds a cycle of 16-bit numbers, of NVIDIA's data
+# sheet. Copies: bytes a cycle from the level-2 cache, an estimate, as are the others.
+_PRODUCTS, _COPIED, _LATENCY, _LAUNCH = 2048, 40, 1500, 3000
 
 
 def _with_stages(geometry: Geometry, tile: WgmmaTile, shared_bytes: int) -> Shape | None:

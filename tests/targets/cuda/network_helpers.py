@@ -33,8 +33,10 @@ def lowered(graph: Graph, precision: str, name: str = "sm_80") -> CudaLowering:
     return lowering
 
 
-def run_plan(plan: Plan, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of a plan, by name; the workspace holds NaN before."""
+def run_plan(
+    plan: Plan, inputs: Mapping[str, np.ndarray], name: str = "sm_80"
+) -> dict[str, np.ndarray]:
+    """The outputs of a plan for an architecture; the workspace holds NaN before."""
     assign_offsets(plan)
     constants = aligned(pack_constants([plan]))
     workspace = aligned(np.full(max(plan.workspace_bytes, 64), 0xFF, np.uint8))
@@ -46,7 +48,7 @@ def run_plan(plan: Plan, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     for step in plan.steps:
         if step.key not in kernels:
             kernels[step.key] = (f"k{len(kernels)}_{step.kernel_name}", _made(step))
-    library = compiled(dict(kernels.values()))
+    library = compiled(dict(kernels.values()), name)
     for step in plan.steps:
         addresses = []
         for pointer in step.pointers:

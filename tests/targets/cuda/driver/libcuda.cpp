@@ -129,6 +129,10 @@ API cuMemHostRegister_v2(void*, size_t size, unsigned) {
   return count("pinned", 1), size ? CUDA_SUCCESS : INVALID;
 }
 API cuMemHostUnregister(void*) { return count("pinned", -1), CUDA_SUCCESS; }
+API cuMemsetD8_v2(CUdeviceptr at, unsigned char value, size_t size) {
+  if (outside() || !holds(at, size)) return INVALID;
+  return memset((void*)at, value, size), CUDA_SUCCESS;
+}
 API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t size) {
   if (outside() || !holds(to, size)) return INVALID;
   return memcpy((void*)to, from, size), CUDA_SUCCESS;

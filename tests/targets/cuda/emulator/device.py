@@ -62,6 +62,7 @@ class EmulatedLaunches:
     def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
         memory: dict[tuple[str, int], np.ndarray] = {("constant", 0): self._constants}
         workspace = _aligned(np.full(max(self._launches.workspace_bytes, 1), 0xFF, np.uint8))
+        workspace[: self._launches.cleared_bytes] = 0
         memory["workspace", 0] = workspace  # NaN, whatever reads it
         for i, array in enumerate(inputs):
             memory["input", i] = _aligned(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
