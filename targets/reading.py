@@ -188,7 +188,7 @@ def pooling_of(lowering: Lowering, node: Node) -> tuple[str, tuple[PoolAxis, Poo
     spatial = len(shape) - 2
     if spatial not in (1, 2):
         raise Unsupported(f"{spatial} spatial axes")
-    only_first_is_read(lowering, node, "the indices of a MaxPool")
+    only_first_is_read(lowering, node, "the indices of a MaxPool are read")
     if node.op == "LpPool" and node.get("p", 2) != 2:
         raise Unsupported(f"p={node.get('p')}")
     kernel = node.get("kernel_shape")
@@ -248,7 +248,7 @@ def scale_and_shift(lowering: Lowering, node: Node) -> tuple[np.ndarray, np.ndar
     """
     if node.get("training_mode", 0):
         raise Unsupported("training mode")
-    only_first_is_read(lowering, node, "training mode: a statistic")
+    only_first_is_read(lowering, node, "training mode")
     if not node.get("spatial", 1):
         raise Unsupported("statistics per element")
     require_float(lowering.required(node, 0), node.out)
@@ -275,7 +275,7 @@ def softmax_axes(lowering: Lowering, node: Node) -> tuple[int, ...]:
     return (axis,) if opset >= 13 else tuple(range(axis, rank))
 
 
-def only_first_is_read(lowering: Lowering, node: Node, what: str) -> None:
-    """Raises Unsupported where a result but the first is read."""
+def only_first_is_read(lowering: Lowering, node: Node, reason: str) -> None:
+    """Raises Unsupported for this reason where a result but the first is read."""
     if any(lowering.is_read(node[i]) for i in range(1, len(node.types))):
-        raise Unsupported(f"{what} is read")
+        raise Unsupported(reason)

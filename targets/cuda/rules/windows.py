@@ -122,7 +122,7 @@ def instance_norm(lowering: CudaLowering, node: Node) -> None:
 
 def layer_norm(lowering: CudaLowering, node: Node) -> None:
     """LayerNormalization over the last axes."""
-    only_first_is_read(lowering, node, "its mean")
+    only_first_is_read(lowering, node, "its mean is read")
     value = lowering.required(node, 0)
     rank = len(static_shape(value))
     axes = tuple(range(node.get("axis", -1) % rank, rank))

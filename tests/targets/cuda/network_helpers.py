@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.rules import RULES
 from pwopt.targets.in_place import in_place
 from pwopt.targets.plan import Plan, Step, assign_offsets, pack_constants
-from tests.targets.cuda.emulator import compiled
+from tests.targets.cuda.emulator import Library, compiled
 from tests.targets.kernel_helpers import aligned
 from tests.targets.lowering_helpers import Arrays, reference
 
@@ -30,25 +31,97 @@ def lowered(graph: Graph, precision: str, name: str = "sm_80") -> CudaLowering:
     lowering = CudaLowering(graph, arch(name), precision)
     rejected = lowering.run(RULES)
     assert not rejected, {n.label: r for n, r in rejected.items()}
+    assign_offsets(lowering.plan)
     return lowering
 
 
-def run_plan(
-    plan: Plan, inputs: Mapping[str, np.ndarray], name: str = "sm_80"
-) -> dict[str, np.ndarray]:
-    """The outputs of a plan for an architecture; the workspace holds NaN before."""
-    assign_offsets(plan)
+@dataclass(frozen=True)
+class Job:
+    """A plan with its inputs, and what its outputs must be.
+
+    Attributes:
+        name: for messages.
+        plan: of the whole graph.
+        inputs, expected: by name.
+        tolerance: relative to the scale of each output.
+    """
+
+    name: str
+    plan: Plan
+    inputs: Arrays
+    expected: Arrays
+    tolerance: float
+
+
+def job(
+    name: str,
+    source: onnx.ModelProto,
+    inputs: Arrays,
+    precision: str = "fp16",
+    *,
+    optimized: bool = True,
+    tolerance: float | None = None,
+) -> Job:
+    """A model lowered for a precision, to be held against ONNX Runtime."""
+    graph = pwopt.optimize(source, verify=False).graph if optimized else pwopt.load(source)
+    plan = lowered(graph, precision).plan
+    allowed = tolerance or TOLERANCE[precision]
+    return Job(name, plan, inputs, reference(source, inputs), allowed)
+
+
+def check(*jobs: Job) -> dict[str, np.ndarray]:
+    """Compiles the kernels of all jobs together, runs and compares them; the last one's outputs."""
+    library, kernels = _built([each.plan for each in jobs], "sm_80")
+    got: dict[str, np.ndarray] = {}
+    for each in jobs:
+        got = _run(each.plan, each.inputs, library, kernels)
+        assert list(got) == list(each.expected)
+        for name, expected in each.expected.items():
+            _compare(f"{each.name}: {name}", got[name], expected, each.tolerance)
+    return got
+
+
+def run_plan(plan: Plan, inputs: Arrays, name: str = "sm_80") -> dict[str, np.ndarray]:
+    """The outputs of a plan for an architecture."""
+    return _run(plan, inputs, *_built([plan], name))
+
+
+Kernels = dict[Any, tuple[str, Kernel]]
+
+
+def _built(plans: Sequence[Plan], name: str) -> tuple[Library, Kernels]:
+    """The kernels of some plans, compiled together, and their names by their steps' keys."""
+    kernels: Kernels = {}
+    for step in (step for plan in plans for step in plan.steps):
+        if step.key not in kernels:
+            kernels[step.key] = (f"k{len(kernels)}_{step.kernel_name}", _made(step))
+    return compiled(dict(kernels.values()), name), kernels
+
+
+def _compare(name: str, got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    assert got.shape == expected.shape, name
+    if not expected.size:
+        return
+    if expected.dtype.kind != "f":
+        assert np.array_equal(got, expected), name
+        return
+    finite = np.isfinite(expected)
+    assert np.array_equal(np.isfinite(got), finite), f"{name}: not finite"
+    if finite.any():
+        scale = float(np.abs(expected[finite]).max()) or 1.0
+        difference = np.abs(got[finite].astype(np.float64) - expected[finite])
+        error = float(difference.max()) / scale
+        assert error <= tolerance, f"{name}: relative error {error:.3g} over {tolerance:.3g}"
+
+
+def _run(plan: Plan, inputs: Arrays, library: Library, kernels: Kernels) -> dict[str, np.ndarray]:
+    """The outputs of a plan, by name; the workspace holds NaN before."""
     constants = aligned(pack_constants([plan]))
     workspace = aligned(np.full(max(plan.workspace_bytes, 64), 0xFF, np.uint8))
     workspace[: plan.cleared_bytes] = 0
     given = [aligned(np.ascontiguousarray(inputs[name])) for name, _, _ in plan.inputs]
     made = [aligned(np.zeros(max(b.bytes, 64), np.uint8)) for _, b, _ in plan.outputs]
-    memory: dict[str, Any] = {"workspace": workspace, "constant": constants}
-    kernels: dict[Any, tuple[str, Kernel]] = {}
-    for step in plan.steps:
-        if step.key not in kernels:
-            kernels[step.key] = (f"k{len(kernels)}_{step.kernel_name}", _made(step))
-    library = compiled(dict(kernels.values()), name)
+    memory = {"workspace": workspace, "constant": constants}
     for step in plan.steps:
         addresses = []
         for pointer in step.pointers:
@@ -58,10 +131,9 @@ def run_plan(
             else:
                 base = memory[buffer.kind].ctypes.data + buffer.offset
             addresses.append(base + pointer.offset)
-        name, kernel = kernels[step.key]
-        library.run(name, kernel, addresses)
+        library.run(*kernels[step.key], addresses)
     return {
-        name: flat[: buffer.bytes].view(_numpy(view.dtype)).reshape(view.shape)
+        name: flat[: buffer.bytes].view(view.dtype).reshape(view.shape)
         for (name, buffer, view), flat in zip(plan.outputs, made, strict=True)
     }
 
@@ -73,30 +145,3 @@ def _made(step: Step) -> Kernel:
             return kernel
     kernel = step.make()
     return kernel
-
-
-def _numpy(dtype: str) -> np.dtype[Any]:
-    return np.dtype(dtype)
-
-
-def check_network(
-    source: onnx.ModelProto,
-    inputs: Arrays,
-    precision: str = "fp16",
-    *,
-    optimized: bool = True,
-    tolerance: float | None = None,
-) -> Plan:
-    """Lowers, runs and compares a model; its plan."""
-    want = reference(source, inputs)
-    graph = pwopt.optimize(source, verify=False).graph if optimized else pwopt.load(source)
-    plan = lowered(graph, precision).plan
-    got = run_plan(plan, inputs)
-    for name, expected in want.items():
-        assert got[name].shape == expected.shape, name
-        assert np.isfinite(got[name]).all(), name
-        scale = float(np.abs(expected).max()) or 1.0
-        error = float(np.abs(got[name].astype(np.float64) - expected).max()) / scale
-        allowed = tolerance or TOLERANCE[precision]
-        assert error <= allowed, f"{name}: relative error {error:.3g} over {allowed:.3g}"
-    return plan
