@@ -223,11 +223,13 @@
         const actions = { in: () => this.zoom(1.4), out: () => this.zoom(1 / 1.4), fit: () => this.fit() };
         button.addEventListener("click", actions[button.dataset.do]);
       }
-      new ResizeObserver(() => {
-        if (!this.svg.clientWidth) return; // hidden behind the other tab
-        if (!this.started) { this.started = true; this.start(); } else this.apply();
-        if (this.waiting !== undefined) { this.centre(this.waiting); this.waiting = undefined; }
-      }).observe(this.svg);
+      new ResizeObserver(() => this.refresh()).observe(this.svg);
+    }
+
+    refresh() {
+      if (!this.svg.clientWidth) return; // hidden behind the other tab
+      if (!this.started) { this.started = true; this.start(); } else this.apply();
+      if (this.waiting !== undefined) { this.centre(this.waiting); this.waiting = undefined; }
     }
 
     show(i) {
@@ -254,6 +256,7 @@
       button.setAttribute("aria-selected", String(button.dataset.side === side));
     }
     for (const each of sides) views[each].pane.classList.toggle("shown", each === side);
+    for (const each of sides) views[each].refresh();
   }
   for (const button of document.querySelectorAll(".tabs button")) {
     button.addEventListener("click", () => tab(button.dataset.side));
