@@ -19,6 +19,13 @@ app = typer.Typer(
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
+def _names(incomplete: str) -> list[str]:
+    """For the shell to complete."""
+    from pwopt.models.registry import REGISTRY
+
+    return [name for name in REGISTRY if name.startswith(incomplete)]
+
+
 @app.command("list")
 def list_models(json_: JsonOption = False) -> None:
     """Lists the networks, their options, and whether their files are here."""
@@ -54,7 +61,9 @@ def fetch(json_: JsonOption = False) -> None:
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(help="A name from `pwopt models list`.")],
+    name: Annotated[
+        str, typer.Argument(help="A name from `pwopt models list`.", autocompletion=_names)
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="File to write.", show_default="NAME.onnx"),

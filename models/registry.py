@@ -13,12 +13,11 @@ import onnx
 from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
-from pwopt.errors import UsageError
+from pwopt.errors import UsageError, nearest
 from pwopt.models import branching, fashion, plain, residual
 from pwopt.models.blocks import BLOCKS, pointwise
 from pwopt.models.suite import SUITE, SuiteModel
 from pwopt.models.trained import TRAINED, Trained
-from pwopt.pipeline import nearest
 
 BLOCK, NETWORK, FASHION, SUITE_KIND = "block", "network", "fashion", "suite"
 

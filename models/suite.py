@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from pwopt.errors import UsageError
+from pwopt.errors import UsageError, nearest
 from pwopt.models import images, light, mobilenet, store
-from pwopt.pipeline import nearest
 
 
 @dataclass(frozen=True)

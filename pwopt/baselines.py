@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pwopt.errors import PwoptError, UsageError
+from pwopt.errors import PwoptError, UsageError, nearest
 from pwopt.ir.types import TensorType
 from pwopt.ort import one_line
-from pwopt.pipeline import nearest
 
 BASELINES = ("onnxruntime", "openvino", "openvino-bf16")
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from pwopt import checks, env, growth, hardware, limits
 from pwopt.bisection import Guard, guilty_pass
 from pwopt.checks import Reference, Verification
-from pwopt.errors import NumericsError, UsageError
+from pwopt.errors import NumericsError, UsageError, nearest
 from pwopt.growth import MAX_GROWTH, MAX_SIZE_GROWTH, Budget
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.lossy import Examples, approximate
-from pwopt.pipeline import AfterPass, Context, Pass, PassReport, Pipeline, nearest, run_pass
+from pwopt.pipeline import AfterPass, Context, Pass, PassReport, Pipeline, run_pass
 from pwopt.precision import Precision
 from pwopt.report import Compilation, FileSize, Report, Source, summarize
 from pwopt.running import input_types

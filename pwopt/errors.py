@@ -3,6 +3,10 @@
 A message says what is wrong, where (the ONNX name), the values, and what to do about it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class PwoptError(Exception):
     """Root of every error that pwopt raises on purpose."""
@@ -38,3 +42,11 @@ class TuningError(PwoptError):
 
 class NumericsError(PwoptError):
     """Outputs that differ from the reference by more than the tolerance."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as ", did you mean 'relu'?", or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pwopt.errors import UsageError
+from pwopt.errors import UsageError, nearest
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,15 @@ _AVX2_NAMES = re.compile(
 )
 
 
+# Some of what named() knows, for hints and completion.
+COMMON = (
+    *("x86-64-v3", "x86-64-v4", "haswell", "skylake", "skylake-avx512", "cascadelake"),
+    *("icelake-server", "sapphirerapids", "emeraldrapids", "graniterapids", "alderlake"),
+    *("znver2", "znver3", "znver4", "znver5", "neoverse-n1", "neoverse-v1", "neoverse-v2"),
+    *("cortex-a72", "cortex-a76", "apple-m1"),
+)
+
+
 def named(mcpu: str) -> Hardware:
     """The description of a processor by LLVM's name, for cross-compilation.
 
@@ -120,7 +129,8 @@ def named(mcpu: str) -> Hardware:
         if pattern.match(mcpu):
             return replace(base, mcpu=mcpu, bf16=bool(_BF16_NAMES.match(mcpu)))
     raise UsageError(
-        f"--mcpu {mcpu}: unknown processor; name one with AVX-512 (e.g. x86-64-v4, cascadelake, "
+        f"--mcpu {mcpu}: unknown processor{nearest(mcpu, COMMON)}; name one with AVX-512 "
+        "(e.g. x86-64-v4, cascadelake, "
         "znver5), AVX2 (e.g. x86-64-v3, haswell, znver3) or NEON (e.g. neoverse-n1, cortex-a76)"
     )
 

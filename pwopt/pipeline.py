@@ -21,7 +21,7 @@ from pwopt import hardware
 from pwopt.approximation import Approximation
 from pwopt.calibration import Calibration
 from pwopt.cost_model import CostModel, cost_model
-from pwopt.errors import PassError, PwoptError, UsageError
+from pwopt.errors import PassError, PwoptError, UsageError, nearest
 from pwopt.growth import Budget, Growth
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
@@ -388,14 +388,6 @@ def parse_specs(
             raise UsageError(f"pass spec {part!r}: missing }}")
         passes.append(known[name](**_options(known[name], options.rstrip("}"))))
     return passes
-
-
-def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """A hint such as ", did you mean 'relu'?", or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def missing_file(path: Path) -> str:

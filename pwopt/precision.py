@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pwopt.errors import UsageError
+from pwopt.errors import UsageError, nearest
 from pwopt.hardware import Hardware
 
 COMPUTE = ("fp32", "bf16")
@@ -33,7 +33,8 @@ class Precision:
             ("fc-weights", self.fc_weights, FC_WEIGHTS),
         ):
             if value not in known:
-                raise UsageError(f"--{option} {value}: one of {', '.join(known)} is wanted")
+                hint = nearest(value, known)
+                raise UsageError(f"--{option} {value}{hint}: one of {', '.join(known)} is wanted")
 
     def on(self, hardware: Hardware) -> Hardware:
         """The machine without instructions that this has no use for."""

@@ -14,12 +14,11 @@ import numpy as np
 from pwopt import approximation, driver
 from pwopt.approximation import Judge, Loss
 from pwopt.calibration import Calibration
-from pwopt.errors import UsageError
+from pwopt.errors import UsageError, nearest
 from pwopt.ir.extraction import extract
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Use, Value
 from pwopt.ir.internal import expand
 from pwopt.lossy import Examples, load_examples
-from pwopt.pipeline import nearest
 from pwopt.running import input_types
 
 MODES = ("feature-extraction", "finetune")

@@ -13,14 +13,14 @@ import numpy as np
 
 from pwopt import cost, driver, limits
 from pwopt.approximation import Approximation, LayerChange
-from pwopt.errors import PwoptError, UsageError
+from pwopt.errors import PwoptError, UsageError, nearest
 from pwopt.ir.graph import Graph, Node
 from pwopt.output import GENERATOR, REPORT
 from pwopt.pictures import style
 from pwopt.pictures.channels import Chain, Channels, directions, draw_channels, singular_values
 from pwopt.pictures.layers import LayerSize, draw_layers
 from pwopt.pictures.sweep import draw_sweep
-from pwopt.pipeline import Context, Pipeline, nearest
+from pwopt.pipeline import Context, Pipeline
 from pwopt.report import human, is_pointwise, plain_json
 from pwopt.sweep import Sweep, run_sweep
 

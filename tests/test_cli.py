@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -158,6 +161,54 @@ def test_inspect_counts(capsys: Capture) -> None:
     assert content["summary"]["ops"]["Conv"] == 2
     assert cli.run(["inspect", MODEL]) == 0
     assert "787 k MACs" in capsys.readouterr().out
+
+
+def test_inspect_says_what_is_inside_and_what_would_be_done(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    before = Path(MODEL).read_bytes()
+    assert cli.run(["inspect", MODEL, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "optimizing" in shown.err
+    content = json.loads(shown.out)
+    kinds = {kind["name"]: kind for kind in content["kinds"]}
+    assert set(kinds) == {"other convolutions", "fully connected", "others"}
+    assert kinds["fully connected"]["macs"] == 2560
+    assert sum(kind["macs"] for kind in kinds.values()) == content["summary"]["macs"]
+    assert content["head"] == ["MatMul 'Times212'"]
+    assert content["layout"] == "NCHW"
+    plan = {step["name"]: step for step in content["plan"]}
+    assert plan["fold-affine"]["rewrites"] == 3
+    assert plan["fold-affine"]["saved_us"] > 0
+    assert content["optimized"]["nodes"] < content["summary"]["nodes"]
+    path = tmp_path / "depthwise.onnx"
+    onnx.save(blocks.depthwise_separable(), path)
+    assert cli.run(["inspect", str(path), "-q"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    for text in ("opset", "depthwise", "1x1 convolutions", "fold-batch-norm", "would do"):
+        assert text in shown.out
+    assert Path(MODEL).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["depthwise.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("pwopt opti", "optimize"),
+        ("pwopt optimize --preci", "--precision"),
+        ("pwopt optimize --passes default,fold-b", "default,fold-batch-norm"),
+        ("pwopt inspect --mcpu neoverse-v", "neoverse-v1"),
+        ("pwopt models build squeeze_e", "squeeze_excite"),
+    ],
+)
+def test_the_shell_completes(words: str, wanted: str) -> None:
+    asked = {"_PWOPT_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    asked["COMP_CWORD"] = str(len(words.split()) - 1)
+    command = [sys.executable, "-m", "pwopt"]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True)
+    assert wanted in done.stdout.split()
+    assert done.stderr == ""
 
 
 def test_inspect_predicts_each_layer(capsys: Capture) -> None:

@@ -108,6 +108,8 @@ def test_wrong_flags(fails: Check, tmp_path: Path) -> None:
     assert "--target" in fails("optimize", MODEL, "--targte", "cpu", *out, code=2)
     assert "optimize" in fails("optimise", MODEL, code=2)
     assert "'cpu'" in fails("optimize", MODEL, "--target", "cpy", *out, code=2)
+    assert "did you mean 'bf16'" in fails("optimize", MODEL, "--precision", "bf17", *out, code=2)
+    assert "did you mean 'znver4'" in fails("optimize", MODEL, "--mcpu", "zenver4", *out, code=2)
     assert "not built yet" in fails("optimize", MODEL, "--target", "cuda", *out, code=2)
     assert "--threads" in fails("optimize", MODEL, "--threads", "0", *out, code=2)
     assert "--threads" in fails("optimize", MODEL, "--threads", "many", *out, code=2)
@@ -269,7 +271,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
-@pytest.mark.parametrize("step", ["optimizing", "compiling"])
+@pytest.mark.parametrize("step", ["optimizing", "compiling", "profiling"])
 def test_interrupt_leaves_nothing(
     tmp_path: Path, number: int, code: int, word: str, step: str
 ) -> None:

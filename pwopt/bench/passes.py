@@ -12,7 +12,7 @@ import onnx
 
 from pwopt import driver, frontend, numerics, ort
 from pwopt.comparison import Sample, Spread, interleaved
-from pwopt.errors import UsageError
+from pwopt.errors import UsageError, nearest
 from pwopt.models import blocks
 from pwopt.models.suite import SUITE
 from pwopt.passes import STRUCTURAL, default_pipeline
@@ -82,7 +82,8 @@ def measure_passes(
     known = networks()
     for name in names or known:
         if name not in known:
-            raise UsageError(f"no network {name}; there are {', '.join(known)}")
+            hint = nearest(name, known)
+            raise UsageError(f"no network {name}{hint}; there are {', '.join(known)}")
         progress(name)
         yield from _measure(name, known[name](), runs)
 

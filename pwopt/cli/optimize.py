@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pwopt.cli import completion
 from pwopt.cli.console import Progress, command_line, console, print_json, silent
 from pwopt.cli.options import (
     DatabaseOption,
@@ -34,12 +35,21 @@ def optimize(
     threads: ThreadsOption = 1,
     passes: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Passes to run, e.g. 'fold-affine' or 'mine,default'."),
+        typer.Option(
+            metavar="SPEC",
+            help="Passes to run, e.g. 'fold-affine' or 'mine,default'.",
+            autocompletion=completion.passes,
+        ),
     ] = None,
     load: LoadOption = None,
     input_shape: ShapeOption = None,
     mcpu: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Processor to generate code for.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Processor to generate code for.",
+            autocompletion=completion.processors,
+        ),
     ] = None,
     winograd: Annotated[
         str,

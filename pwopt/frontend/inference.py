@@ -15,13 +15,12 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from pwopt.errors import FrontendError, IRError, UsageError
+from pwopt.errors import FrontendError, IRError, UsageError, nearest
 from pwopt.frontend import bounds
 from pwopt.frontend.reader import has_schema
 from pwopt.frontend.tensors import decode_type, encode, encode_type
 from pwopt.ir.shape_windows import window_output
 from pwopt.ir.types import UNKNOWN, Dim, TensorType, Type, of_array
-from pwopt.pipeline import nearest
 
 SMALL = 1024  # elements; shapes, axes and pads are far below
 _GENERATED = re.compile(r"unk__\d+")  # inference's own names for unknown dimensions

@@ -12,9 +12,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto
 
-from pwopt.errors import FrontendError
+from pwopt.errors import FrontendError, nearest
 from pwopt.frontend.attributes import captured, has_subgraph
-from pwopt.pipeline import missing_file, nearest
+from pwopt.pipeline import missing_file
 
 OLDEST_OPSET = 7
 PROTOBUF_LIMIT = 2**31 - 1  # bytes of one message

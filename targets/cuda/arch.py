@@ -108,7 +108,7 @@ def arch(name: str) -> Arch:
         UsageError: pwopt generates no code for it.
     """
     if name not in ARCHS:
-        from pwopt.pipeline import nearest
+        from pwopt.errors import nearest
 
         hint = nearest(name, tuple(ARCHS))
         raise UsageError(f"--arch {name}: unknown architecture{hint}; {', '.join(ARCHS)}")

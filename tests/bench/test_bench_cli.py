@@ -34,7 +34,7 @@ def test_the_suite_as_tables_json_and_picture(
     [
         (["suite", "resnet51"], "no model 'resnet51'"),
         (["memory", "resnet51"], "no model 'resnet51'"),
-        (["passes", "resnet51"], "no network resnet51"),
+        (["passes", "resnet51"], "no network resnet51, did you mean 'resnet50'?"),
         (["suite", "--plot", "a.pdf"], "must end in .svg or .png"),
         (["suite", "--precision", "fp16"], "fp16"),
     ],
