@@ -13,6 +13,7 @@ from pwopt.report import is_pointwise
 
 # Kinds of layers in the order that they are shown.
 KINDS = ("1x1 convolutions", "depthwise", "other convolutions", "fully connected", "others")
+_SPELLINGS = ("Identity", "Reshape", "Transpose")  # of a constant that exporters leave undone
 _MATRIX = ("Gemm", "MatMul", "Linear")
 
 
@@ -81,8 +82,12 @@ def _kind(graph: Graph, node: Node) -> str:
 
 
 def _is_matrix(graph: Graph, node: Node) -> bool:
+    if node.op not in _MATRIX:
+        return False
     weights = graph.operand(node, 1)
-    return node.op in _MATRIX and weights is not None and weights.node.is_constant
+    while weights is not None and weights.node.op in _SPELLINGS:
+        weights = graph.operand(weights.node, 0)
+    return weights is not None and weights.node.is_constant
 
 
 def head(graph: Graph) -> list[str]:

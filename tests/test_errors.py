@@ -33,7 +33,7 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
     def run(*arguments: str | Path, code: int, quiet: bool = True) -> str:
         before = set(tmp_path.rglob("*"))
         command = [str(a) for a in arguments]
-        if quiet and command[0] in ("optimize", "compare"):
+        if quiet and command[0] in ("optimize", "compare", "inspect"):
             command.append("--quiet")
         assert cli.run(command) == code
         shown = capsys.readouterr()
