@@ -1,4 +1,4 @@
-"""Networks without branches: ConvNets with a 1x1, Network in Network, LeNet, VGG, MobileNet v1.
+"""Networks without branches: plain CNNs, with a 1x1, Network in Network, LeNet, VGG, MobileNet v1.
 
 Every function returns a checked model: ``input`` (batch, channels, size, size) -> logits (batch,
 classes), with seeded weights.
@@ -29,6 +29,26 @@ def convnet(
     x = b.pool(b.conv_norm(x, width, 3, batch_norm=batch_norm), 2, 2)
     x = b.conv_norm(x, width, batch_norm=batch_norm)
     x = b.pool(b.conv_norm(x, 2 * width, 3, batch_norm=batch_norm), 2, 2)
+    return b.build(b.classifier(x, classes))
+
+
+def cnn(
+    size: int = 28,
+    classes: int = 10,
+    *,
+    channels: int = 1,
+    widths: Sequence[int] = (32, 64, 64),
+    kernel: int = 5,
+    batch_norm: bool = True,
+    batch: int = 1,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """Plain CNN: large kernels of stride 1, a max pool after each but the last, global mean, FC."""
+    b = ModelBuilder("cnn", seed)
+    x = b.input((batch, channels, size, size))
+    for index, width in enumerate(widths):
+        x = b.pool(x, 2, 2) if index else x
+        x = b.conv_norm(x, width, kernel, batch_norm=batch_norm)
     return b.build(b.classifier(x, classes))
 
 

@@ -175,6 +175,7 @@ def _blocks() -> Iterator[Entry]:
 def _networks() -> Iterator[Entry]:
     builders: dict[str, Callable[..., onnx.ModelProto]] = {
         "convnet": plain.convnet,
+        "cnn": plain.cnn,
         "nin": plain.nin,
         "lenet": plain.lenet,
         "vgg": plain.vgg,

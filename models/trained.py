@@ -86,6 +86,7 @@ _NETWORKS = (
         {"width": 24, "depths": (2, 2, 2), "hidden": (), "batch_norm": True},
         7,
     ),
+    Trained("fashion_cnn", plain.cnn, epochs=14),
 )
 
 TRAINED: dict[str, Trained] = {network.name: network for network in _NETWORKS}

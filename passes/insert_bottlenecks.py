@@ -18,13 +18,14 @@ from pwopt.passes.rank_choice import Choice, Plan
 from pwopt.pipeline import Context, KernelTime, Pass, Remark, us_of
 from pwopt.running import input_types
 
-_SHARES = (0.5, 0.25, 0.25)  # of the examples, for the fit, the search and the final judgement
+_FITTED = 4096  # examples for the fit, or half of them; half of the rest for the search
 _PAYS = 0.97  # of the time before, or a layer stays as it is
 _WORTH = 0.01  # of the network's time, that a change of a layer must save, ...
 _WORTH_OF_MEAN = 0.25  # ... or this share of an average layer's, if that is less
 _NETWORK_PAYS = 0.95  # of the network's time before, or all of it stays as it is
 _PROBE = 0.05  # of the responses' energy that is taken away to see what the output makes of it
-_ATTEMPTS = 4  # at plans that keep the budget on examples which the search has not seen
+_ATTEMPTS = 5  # at plans that keep the budget on examples which the search has not seen
+_MILDER = 0.7  # of the estimated error, from one attempt to the next
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class InsertBottlenecks(Pass):
         data = context.calibration
         if data is None:
             data = calibration.random(input_types(graph))
-        fit, search, held_out = data.split(*_SHARES)
+        fitted = min(0.5, _FITTED / len(data))
+        fit, search, held_out = data.split(fitted, (1 - fitted) / 2, (1 - fitted) / 2)
         judges = [Judge(graph, examples, self.metric) for examples in (search, held_out)]
         bottleneck.observe(graph, layers, fit)
         model = _Bottlenecks(graph.copy(), layers, fit, context)
@@ -121,13 +123,13 @@ class InsertBottlenecks(Pass):
 
         ordered = rank_choice.plans([layer.choices for layer in model.layers])
         found = rank_choice.most_aggressive(ordered, fits)
-        at = ordered.index(found)
-        step = max(1, (len(ordered) - 1 - at) // _ATTEMPTS)
-        refined = rank_choice.refined(found, [layer.choices for layer in model.layers], fits)
-        for each in (refined, *ordered[at::step][:_ATTEMPTS]):
-            plan = model.without_losers(each)
+        choices = [layer.choices for layer in model.layers]
+        plan = rank_choice.refined(found, choices, fits)
+        for _ in range(_ATTEMPTS):
+            plan = model.without_losers(plan)
             if all(choice.keeps for choice in plan) or holds(plan):
                 return plan
+            plan = rank_choice.milder(plan, choices, _MILDER)
         return model.unchanged
 
     def _layers(self, graph: Graph, context: Context) -> Iterator[Layer]:

@@ -93,6 +93,21 @@ def _gain(a: Choice, b: Choice) -> float:
     return (a.error - b.error) / (b.us - a.us)
 
 
+def milder(plan: Plan, layers: Sequence[Sequence[Choice]], share: float) -> Plan:
+    """A plan of at most this share of the error, by the steps that cost the least time for it."""
+    allowed = share * sum(choice.error for choice in plan)
+    while sum(choice.error for choice in plan) > allowed:
+        steps = [
+            (_gain(old, new), number, new)
+            for number, old in enumerate(plan)
+            for new in pareto(layers[number])
+            if new.us > old.us and new.error < old.error
+        ]
+        _, number, choice = max(steps, key=lambda step: step[0])
+        plan = (*plan[:number], choice, *plan[number + 1 :])
+    return plan
+
+
 def most_aggressive(ordered: Sequence[Plan], fits: Callable[[Plan], bool]) -> Plan:
     """The first plan that fits, by bisection; the last one is taken to fit."""
     low, high = 0, len(ordered) - 1

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pwopt import driver, hardware, layers
+import numpy as np
+
+from pwopt import calibration, driver, hardware
 from pwopt.approximation import Approximation
 from pwopt.calibration import Calibration
+from pwopt.comparison import interleaved
 from pwopt.driver import Optimized
-from pwopt.errors import CodegenError, PwoptError
+from pwopt.errors import PwoptError
 from pwopt.ir.graph import Graph
 from pwopt.lossy import load_examples
+from pwopt.running import input_types
+
+_QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,9 @@ class Point:
         budget: of ``insert-bottlenecks``; None for the original.
         quality: by the sweep's metric, more is better.
         predicted_us: of one inference by the cost model, one core.
-        measured_us: its kernels' time, None where one cannot be measured.
+        measured_us: of one inference, compiled; the median of runs that take turns with those of
+            the other points. None where they cannot be compiled or run here.
+        quartiles_us: the first and the third of these runs.
         replaced: layers that were.
         parameters: of the model.
     """
@@ -34,6 +42,7 @@ class Point:
     measured_us: float | None
     replaced: int
     parameters: int
+    quartiles_us: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,11 @@ def run_sweep(
         made.append((budget, found))
     first = made[0][1].report.approximations[0]
     metric, best = _quality(first, original=True)
-    points = [_point(None, best, original)]
-    for budget, each in made:
-        points.append(_point(budget, _quality(each.report.approximations[0])[1], each))
+    progress("measuring")
+    times = _measured([original, *(each for _, each in made)], data)
+    points = [_point(None, best, original, times[0])]
+    for (budget, each), time in zip(made, times[1:], strict=True):
+        points.append(_point(budget, _quality(each.report.approximations[0])[1], each, time))
     source = Path(first.source).name
     note = f"{first.loss.examples} held-out examples of {source}; one core of {machine.mcpu}"
     return Sweep(metric, tuple(points), note)
@@ -104,15 +115,30 @@ def _quality(made: Approximation, original: bool = False) -> tuple[str, float]:
     return "1 - relative error", 1.0 if original else 1.0 - loss.l2
 
 
-def _point(budget: float | None, quality: float, made: Optimized) -> Point:
+def _point(
+    budget: float | None, quality: float, made: Optimized, times: tuple[float, ...] | None
+) -> Point:
     report = made.report
     replaced = sum(len(each.layers) for each in report.approximations)
-    after, time = report.after, _measured(made)
-    return Point(budget, quality, after.predicted_us, time, replaced, after.parameters)
+    point = Point(
+        budget, quality, report.after.predicted_us, None, replaced, report.after.parameters
+    )
+    if times is None:
+        return point
+    first, median, third = times
+    return replace(point, measured_us=median, quartiles_us=(first, third))
 
 
-def _measured(made: Optimized) -> float | None:
+def _measured(
+    made: Sequence[Optimized], data: Calibration | None
+) -> list[tuple[float, ...]] | list[None]:
+    """Quartiles of an inference's time for each model, microseconds; one thread."""
+    types = input_types(made[0].graph)
     try:
-        return sum(layers.measure(made.graph, made.report.hardware).values())
-    except CodegenError:
-        return None
+        examples = data or calibration.random(types, calibration.batch_size(types, 1))
+        feeds = next(examples.batches(calibration.batch_size(types, 1)))
+        executables = [driver.compile(each.graph) for each in made]
+        samples, _ = interleaved(executables, feeds)
+    except PwoptError:
+        return [None] * len(made)
+    return [tuple(np.quantile([1e6 * s.wall for s in each], _QUARTILES)) for each in samples]

@@ -199,7 +199,10 @@ def test_a_sweep_has_a_point_for_each_budget(tmp_path: Path) -> None:
     assert all_.replaced >= 1
     assert all_.parameters < original.parameters
     assert all_.predicted_us < original.predicted_us
-    assert all(p.measured_us is not None and p.measured_us > 0 for p in sweep.points)
+    for point in sweep.points:
+        assert point.measured_us is not None
+        assert point.quartiles_us is not None
+        assert 0 < point.quartiles_us[0] <= point.measured_us <= point.quartiles_us[1]
     assert sweep.note.startswith("10 held-out examples of arrays; one core of ")
 
 

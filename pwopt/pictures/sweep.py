@@ -35,6 +35,10 @@ def draw_sweep(sweep: Sweep, title: str) -> Figure:
             axes.plot([x[i] for i in order], [quality[i] for i in order], line, color=color)
             axes.plot(x[1:], quality[1:], marker, color=color, markersize=7, label=name)
             axes.plot(x[0], quality[0], "*", color=color, markersize=17)
+        for point in sweep.points:
+            if point.quartiles_us is not None:
+                ends = [value / scale for value in point.quartiles_us]
+                axes.plot(ends, [point.quality] * 2, "|-", color=style.GREEN, markersize=9)
         low, high = min(quality), max(quality)
         room = 0.18 * (high - low) or 0.01
         axes.set_ylim(low - room, high + room)

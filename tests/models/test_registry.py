@@ -18,6 +18,7 @@ PHOTO: dict[str, Any] = {"size": 32, "classes": 10}
 # Small enough to be compiled in about a second each; every kind of block is still there.
 SMALL: dict[str, dict[str, Any]] = {
     "convnet": {},
+    "cnn": {},
     "nin": {"width": 24},
     "lenet": {},
     "vgg": {**PHOTO, "width": 8, "hidden": (32,)},
@@ -32,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
 # Other sizes and options: what the first ones have left out.
 OTHER: dict[str, dict[str, Any]] = {
     "convnet": {"size": 13, "classes": 3, "channels": 2, "batch_norm": False},
+    "cnn": {"size": 13, "widths": (5, 7), "kernel": 3, "batch_norm": False},
     "nin": {"size": 19, "width": 12, "batch_norm": True, "batch": 2},
     "lenet": {"size": 20, "hidden": (), "batch_norm": True},
     "vgg": {

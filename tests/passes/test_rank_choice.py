@@ -7,7 +7,16 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwopt.passes.rank_choice import Choice, Plan, apart, most_aggressive, pareto, plans, refined
+from pwopt.passes.rank_choice import (
+    Choice,
+    Plan,
+    apart,
+    milder,
+    most_aggressive,
+    pareto,
+    plans,
+    refined,
+)
 
 numbers = st.integers(0, 12)
 lossy = st.builds(Choice, st.integers(1, 99), st.just(None), numbers.map(float), numbers.map(float))
@@ -71,9 +80,9 @@ def test_plans_become_more_exact_and_the_last_keeps_all(choices: list[list[Choic
     found = plans(choices)
     assert all(choice.keeps for choice in found[-1])
     assert len(set(found)) == len(found)
-    for milder, plan in itertools.pairwise(reversed(found[:-1])):
-        assert error(milder) < error(plan)
-        assert us(milder) > us(plan)
+    for slower, plan in itertools.pairwise(reversed(found[:-1])):
+        assert error(slower) < error(plan)
+        assert us(slower) > us(plan)
 
 
 def test_errors_of_any_scale_are_told_apart() -> None:
@@ -121,3 +130,15 @@ def test_choices_that_are_nearly_as_fast_are_left_out() -> None:
     assert [c.us for c in apart(choices, 1.0)] == [1.0, 2.0, 4.0]
     assert [c.us for c in apart(choices, 5.0)] == [4.0]
     assert apart(choices, 0.0) == choices
+
+
+def test_a_milder_plan_gives_up_the_least_time_for_the_error() -> None:
+    def layer(*figures: tuple[float, float]) -> list[Choice]:
+        return [Choice(None, None, us, error) for us, error in figures]
+
+    cheap, dear = layer((1, 0.6), (2, 0.2), (9, 0.0)), layer((1, 0.4), (8, 0.0))
+    plan = (cheap[0], dear[0])
+    assert milder(plan, [cheap, dear], 1.0) == plan
+    assert milder(plan, [cheap, dear], 0.7) == (cheap[1], dear[0])
+    assert milder(plan, [cheap, dear], 0.5) == (cheap[1], dear[1])
+    assert milder(plan, [cheap, dear], 0.0) == (cheap[2], dear[1])
