@@ -36,7 +36,7 @@ from pwopt.ir.node import (
     Value,
 )
 from pwopt.ir.types import Type, of_array
-from pwopt.ir.wiring import Edges, Wiring
+from pwopt.ir.wiring import Edges, Networkx, Wiring
 
 __all__ = [
     "CONSTANT",
@@ -386,7 +386,7 @@ class Graph:
         """Becomes ``other``, a changed or unchanged copy of this graph, which it takes over."""
         self.__dict__.update(other.__dict__)
 
-    def to_networkx(self) -> nx.MultiDiGraph[int]:
+    def to_networkx(self) -> Networkx:
         """A copy of the wiring: node ids, each with its :class:`Node` as ``node``."""
         result = self._graph.copy()
         nx.set_node_attributes(result, self._nodes, "node")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 if TYPE_CHECKING:
-    _Base = nx.MultiDiGraph[int]
+    Networkx = nx.MultiDiGraph[int]
 else:
-    _Base = nx.MultiDiGraph
+    Networkx = nx.MultiDiGraph
 
 Edges = dict[int, Mapping[str, int]]  # between two nodes, by slot
 _NO_DATA: Mapping[str, int] = MappingProxyType({})
@@ -30,7 +30,7 @@ def _reads(index: int) -> Mapping[str, int]:
     return MappingProxyType({"index": index})
 
 
-class Wiring(_Base):
+class Wiring(Networkx):
     """A MultiDiGraph of node ids; an edge's key is the operand slot, its ``index`` the result."""
 
     _node: dict[int, Mapping[str, int]]
