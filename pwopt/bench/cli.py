@@ -86,6 +86,37 @@ def suite(
     sheet.finish()
 
 
+@app.command("cuda-kernels")
+def cuda_kernels(
+    names: NamesArgument = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of an inference; default: 1 and 32.")
+    ] = None,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="Architectures; default: sm_80 and sm_90a.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="fp16|bf16|tf32|fp32", help="Of products.")
+    ] = "fp16",
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Machine code of the CUDA target, kernel by kernel: registers, tensor cores, occupancy.
+
+    Needs a CUDA compiler and disassembler, no GPU. By default of five well-known networks.
+    """
+    from pwopt.bench import tables
+    from pwopt.bench.cuda_evidence import ARCHS, BATCHES, NETWORKS, measure
+
+    sheet = Sheet(output, json_)
+    chosen = (names or NETWORKS, batch or BATCHES, arch or ARCHS, precision)
+    rows = list(measure(*chosen, progress=sheet.log))
+    sheet.show(tables.evidence_table(rows))
+    sheet.add("kernels", rows, "kind", "problem")
+    sheet.failed |= any(row.problem for row in rows)
+    sheet.finish()
+
+
 @app.command()
 def kernels(output: OutputOption = None, json_: JsonOption = False) -> None:
     """Pointwise and 3x3 kernels beside the multiply-add peak, one thread."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from pwopt.bench.build import BuildCost
 from pwopt.bench.calibrate import CalibrationRow
 from pwopt.bench.claims import ClaimRow
+from pwopt.bench.cuda_evidence import KernelEvidence
 from pwopt.bench.kernels import ALGORITHMS, KernelRow, WinogradRow
 from pwopt.bench.memory import MemoryRow
 from pwopt.bench.passes import MAX_SLOWDOWN, PassRow
@@ -102,6 +103,35 @@ def calibration_table(rows: Sequence[CalibrationRow]) -> Table:
     for r in rows:
         times = f"{r.predicted_us:.1f}", f"{r.measured_us:.1f}"
         table.add_row(r.name, *times, f"{r.ratio:.2f}", r.bound)
+    return table
+
+
+def evidence_table(rows: Sequence[KernelEvidence]) -> Table:
+    """Machine code of the CUDA target: the kernels of one kind of a network in one row."""
+    table = Table(title="kernels of the CUDA target; predicted: the least that peaks allow")
+    for column in ("network", "arch", "kind"):
+        table.add_column(column)
+    columns = ("kernels", "calls", "registers", "shared KB", "tensor instr.", "occupancy")
+    for column in (*columns, "predicted us", "problems"):
+        table.add_column(column, justify="right")
+    groups: dict[tuple[str, str, str], list[KernelEvidence]] = {}
+    for r in rows:
+        groups.setdefault((f"{r.network}, batch {r.batch}", r.arch, r.kind), []).append(r)
+    for key, group in groups.items():
+        cores = [r.tensor_core_instructions for r in group]
+        shares = [r.occupancy for r in group]
+        bad = sum(bool(r.problem) for r in group)
+        table.add_row(
+            *key,
+            str(len(group)),
+            str(sum(r.calls for r in group)),
+            f"{min(r.registers for r in group)}-{max(r.registers for r in group)}",
+            f"{max(r.shared_bytes for r in group) / 1024:.0f}",
+            f"{min(cores)}-{max(cores)}" if max(cores) else "",
+            f"{min(shares):.0%}-{max(shares):.0%}",
+            f"{sum(r.predicted_us for r in group):.0f}",
+            f"[red]{bad}[/]" if bad else "",
+        )
     return table
 
 
