@@ -158,5 +158,5 @@ def test_unknown_peer() -> None:
 
 
 def test_unknown_network_of_passes() -> None:
-    with pytest.raises(UsageError, match="no network resnet51; there are densenet121"):
+    with pytest.raises(UsageError, match="no network resnet51, did you mean 'resnet50'"):
         list(measure_passes(["resnet51"]))

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 
 import pwopt
-from pwopt.targets import executable as executables
+from pwopt.targets import machine_code
 from pwopt.targets import plan as planning
 from pwopt.targets.cpu import compile as compiler
 from pwopt.targets.plan import ALIGNMENT, Plan
@@ -85,7 +85,7 @@ class Guard:
         for segment in made._segments:
             getattr(segment, "_pool", []).clear()  # a workspace of the last run's
         own = {name: self._copied(value) for name, value in feeds.items()}
-        with patch.object(executables, "aligned", self.aligned):
+        with patch.object(machine_code, "aligned", self.aligned):
             outputs = made.run(own)
         self._check_gaps(made)
         for allocation in self._made:
