@@ -126,7 +126,7 @@ def build(
                     request.code.threads,
                     database=request.code.database,
                     progress=progress,
-                    precision=request.code.precision,
+                    precision=request.code.formats(request.target).compute,
                     fc_weights=request.code.fc_weights,
                 )
             progress("compiling")
@@ -147,8 +147,11 @@ def _check(request: Request, machine: Hardware) -> None:
     driver.check_target(request.target)
     if request.tune_seconds is not None and (request.mcpu or not request.compile):
         raise UsageError("--tune measures what is compiled, on this machine: without --mcpu")
+    request.code.formats(request.target)
     if request.target == "cuda" and request.compile:
-        raise UsageError("the CUDA target is not built yet; use --target cpu")
+        _check_cuda(request)
+    elif request.code.arch is not None:
+        raise UsageError(f"--arch {request.code.arch}: only --target cuda has it")
     if not request.model.exists():
         raise FrontendError(missing_file(request.model))
     if request.compile and not has_compiler():
@@ -162,6 +165,17 @@ def _check(request: Request, machine: Hardware) -> None:
             f"an executable for {machine.mcpu} needs a cross compiler to link it: set CXX, e.g. "
             f"CXX={machine.triple}-g++, or take the optimized ONNX model alone with --no-compile"
         )
+
+
+def _check_cuda(request: Request) -> None:
+    from pwopt.targets.cuda.arch import archs
+    from pwopt.targets.cuda.toolchain import find_compiler
+
+    if request.tune_seconds is not None:
+        raise UsageError("--tune is for --target cpu")
+    if request.code.arch is not None:
+        archs(request.code.arch)
+    find_compiler()
 
 
 def has_compiler() -> bool:

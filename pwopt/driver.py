@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pwopt import checks, env, growth, hardware, limits
 from pwopt.bisection import Guard, guilty_pass
 from pwopt.checks import Reference, Verification
-from pwopt.errors import NumericsError, UsageError, nearest
+from pwopt.errors import CodegenError, NumericsError, UsageError, nearest
 from pwopt.growth import MAX_GROWTH, MAX_SIZE_GROWTH, Budget
 from pwopt.hardware import Hardware
 from pwopt.ir.collection import no_garbage_collection
@@ -45,10 +45,11 @@ class CodeOptions:
 
     threads: int = 1
     winograd: str = "auto"
-    precision: str = "fp32"
+    precision: str | None = None
     fc_weights: str = "fp32"
     database: Path | None = None
     max_size_growth: float = MAX_SIZE_GROWTH
+    arch: str | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is none."""
@@ -59,12 +60,16 @@ class CodeOptions:
         if self.winograd not in WINOGRAD:
             hint = nearest(self.winograd, WINOGRAD)
             raise UsageError(f"winograd {self.winograd!r}{hint}; {list(WINOGRAD)}")
-        Precision(self.precision, self.fc_weights)
+        if self.precision is not None:
+            Precision(self.precision, self.fc_weights)
 
-    @property
-    def formats(self) -> Precision:
-        """The number formats."""
-        return Precision(self.precision, self.fc_weights)
+    def formats(self, target: str) -> Precision:
+        """The number formats.
+
+        Raises:
+            UsageError: the target has not one of them.
+        """
+        return Precision.of(target, self.precision, self.fc_weights)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def optimize(
     verify_passes: bool = False,
     max_growth: float = MAX_GROWTH,
     hardware: Hardware | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     fc_weights: str = "fp32",
     input_shapes: Shapes | None = None,
     replace_fc_head: bool = False,
@@ -127,8 +132,8 @@ def optimize(
         max_growth: share by which the model's file may become larger; rewrites that would copy or
             expand more weights are not made.
         hardware: what to optimize for; this machine if left out.
-        precision: of the executable that it is for: predictions depend on it, what the result
-            computes does not.
+        precision: of the executable that it is for, the target's default if left out: predictions
+            depend on it, what the result computes does not.
         fc_weights: likewise.
         input_shapes: sizes for open dimensions, by input name.
         replace_fc_head: whether ``replace-fc-head`` runs before ``passes``. After a lossy pass the
@@ -150,7 +155,7 @@ def optimize(
         NumericsError: the result differs from the original; the message names the guilty pass.
     """
     check_target(target)
-    formats = Precision(precision, fc_weights)
+    formats = Precision.of(target, precision, fc_weights)
     if verify_passes and not verify:
         raise UsageError("--verify-passes is a check: leave out --no-verify (verify=False)")
     start = time.perf_counter()
@@ -229,40 +234,44 @@ def compile(
     input_shapes: Shapes | None = None,
     metadata: Mapping[str, str] | None = None,
     winograd: str = "auto",
-    precision: str = "fp32",
+    precision: str | None = None,
     fc_weights: str = "fp32",
     database: Path | None = None,
     max_size_growth: float = MAX_SIZE_GROWTH,
+    arch: str | None = None,
 ) -> Executable:
     """Compiles a model, usually an optimized graph, to machine code.
 
     Args:
         model: usually a :class:`Graph`, else whatever :func:`optimize` takes; it is not changed.
-        target: "cpu"; "cuda" is not built yet.
+        target: "cpu" or "cuda".
         threads: that one call of the executable uses.
         hardware: what to generate code for; this machine if left out.
         input_shapes: sizes for open dimensions, by input name.
         metadata: carried inside the executable.
         winograd: how stride-1 convolutions may be computed: "off" is directly, "f2" also by
             Winograd's algorithm in tiles of 2x2 outputs, "auto" in those or 4x4.
-        precision: "fp32", or "bf16" for convolutions and products of bfloat16 operands.
+        precision: of convolutions and products: "fp32" (the default) or "bf16" on "cpu"; "tf32"
+            (the default), "fp16", "bf16" or "fp32" on "cuda".
         fc_weights: "fp32", "bf16" or "int8": see :class:`pwopt.precision.Precision`.
         database: of tuned schedules: see :func:`pwopt.tune`; ``PWOPT_DATABASE`` or one in the
             user's cache folder if left out.
         max_size_growth: of packed weights over the model's: Winograd's are 1.8 and 4 times as
             large, and convolutions get them in the order of what that saves for a byte. 16 MiB are
             always allowed.
+        arch: of GPUs, for "cuda": e.g. "sm_80", or several as in "sm_80,sm_90a"; that of the GPU
+            here if left out, or "sm_80".
 
     Raises:
         UsageError: an unknown target or option, or a number of threads that is not positive.
         CodegenError: the graph cannot be compiled.
         TuningError: the database cannot be read.
     """
-    options = CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth)
-    formats = options.formats
+    options = CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth, arch)
     check_target(target)
-    if target == "cuda":
-        raise UsageError("the CUDA target is not built yet; use --target cpu")
+    formats = options.formats(target)
+    if arch is not None and target != "cuda":
+        raise UsageError(f"--arch {arch}: only --target cuda has it")
     from pwopt.targets import compile_graph
 
     graph, source = read(model, input_shapes)
@@ -282,6 +291,7 @@ def compile(
         precision=formats,
         database=database,
         max_size_growth=max_size_growth,
+        arch=arch,
     )
 
 
@@ -344,7 +354,8 @@ class _WinogradError(NumericsError):
 def _compile_and_check(
     optimized: Optimized, options: CodeOptions
 ) -> tuple[Executable, Compilation]:
-    report, start, formats = optimized.report, time.perf_counter(), options.formats
+    report, start = optimized.report, time.perf_counter()
+    formats = options.formats(report.target)
     executable = compile(
         optimized.graph,
         report.target,
@@ -359,14 +370,15 @@ def _compile_and_check(
         fc_weights=options.fc_weights,
         database=options.database,
         max_size_growth=options.max_size_growth,
+        arch=options.arch,
     )
     seconds = time.perf_counter() - start
     made = executable.report
     kernels = list(made.get("kernels", ()))
     verification = None
     if optimized.reference is not None:
-        if not runs_here(formats.on(report.hardware)):
-            verification = Verification("skipped", reason="the code is for another machine")
+        if reason := _why_not_here(executable, formats.on(report.hardware)):
+            verification = Verification("skipped", reason=reason)
         else:
             used = formats.used(report.hardware)
             try:
@@ -382,7 +394,8 @@ def _compile_and_check(
         kernels=kernels,
         fallbacks=list(made.get("fallback", ())),
         precision=str(formats),
-        remark=formats.remark(report.hardware),
+        remark=_remark(executable, formats, report.hardware, options),
+        arch=str(executable.metadata.get("arch", "")),
         verification=verification,
         winograd=options.winograd,
         open_inputs=_open_inputs(optimized.graph),
@@ -443,6 +456,32 @@ def runs_here(machine: Hardware) -> bool:
         and (host.masks or not machine.masks)
         and (host.bf16 or not machine.bf16)
     )
+
+
+def _why_not_here(executable: Executable, machine: Hardware) -> str:
+    """Why an executable that was just made cannot run on this machine, or nothing."""
+    if executable.metadata.get("target") != "cuda":
+        return "" if runs_here(machine) else "the code is for another machine"
+    from pwopt.targets.cuda.arch import best
+    from pwopt.targets.cuda.device import current
+
+    try:
+        gpu = current()
+    except CodegenError as error:
+        return f"there is no GPU to run it on: {error}"
+    archs = str(executable.metadata["arch"])
+    return "" if best(archs.split(","), gpu.capability) else f"{gpu.name} does not run {archs}"
+
+
+def _remark(
+    executable: Executable, formats: Precision, machine: Hardware, options: CodeOptions
+) -> str:
+    """What a reader should know of how the code was chosen, or nothing."""
+    if executable.metadata.get("target") != "cuda":
+        return formats.remark(machine)
+    if options.arch is not None:
+        return ""
+    return str(executable.metadata.get("arch_remark", ""))
 
 
 def _host() -> Hardware:

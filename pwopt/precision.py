@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from pwopt.errors import UsageError, nearest
 from pwopt.hardware import Hardware
 
-COMPUTE = ("fp32", "bf16")
+# Of convolutions and matrix products, by target; the first is the default.
+COMPUTE = {"cpu": ("fp32", "bf16"), "cuda": ("tf32", "fp16", "bf16", "fp32")}
 FC_WEIGHTS = ("fp32", "bf16", "int8")
 
 
@@ -16,8 +18,9 @@ class Precision:
     """Number formats.
 
     Attributes:
-        compute: of convolutions and matrix products. "bf16" rounds their operands, and the maps
-            between them, to bfloat16 and adds the products up in float32.
+        compute: of convolutions and matrix products. "bf16" and "fp16" round their operands, and
+            the maps between them, to bfloat16 or float16 and add the products up in float32;
+            "tf32" rounds the operands to 11 bits where they are multiplied.
         fc_weights: how fully connected layers of one row, whose time is that of reading their
             weights, store these. "bf16" and "int8" (with a scale per output channel) are widened
             to float32 as they are read.
@@ -29,12 +32,27 @@ class Precision:
     def __post_init__(self) -> None:
         """Raises UsageError for a format that there is not."""
         for option, value, known in (
-            ("precision", self.compute, COMPUTE),
+            ("precision", self.compute, tuple(dict.fromkeys(itertools.chain(*COMPUTE.values())))),
             ("fc-weights", self.fc_weights, FC_WEIGHTS),
         ):
             if value not in known:
                 hint = nearest(value, known)
                 raise UsageError(f"--{option} {value}{hint}: one of {', '.join(known)} is wanted")
+
+    @staticmethod
+    def of(target: str, compute: str | None = None, fc_weights: str = "fp32") -> Precision:
+        """The formats of a target, its default where ``compute`` is left out.
+
+        Raises:
+            UsageError: the target has not the format.
+        """
+        formats = Precision(compute or COMPUTE[target][0], fc_weights)
+        if formats.compute not in COMPUTE[target]:
+            known = ", ".join(COMPUTE[target])
+            raise UsageError(f"--precision {compute}: --target {target} has {known}")
+        if target != "cpu" and fc_weights != "fp32":
+            raise UsageError(f"--fc-weights {fc_weights}: only --target cpu has it")
+        return formats
 
     def on(self, hardware: Hardware) -> Hardware:
         """The machine without instructions that this has no use for."""
@@ -42,7 +60,7 @@ class Precision:
 
     def used(self, hardware: Hardware) -> Precision:
         """What of this a machine can do."""
-        return self if hardware.bf16 else replace(self, compute="fp32")
+        return self if hardware.bf16 or self.compute != "bf16" else replace(self, compute="fp32")
 
     def remark(self, hardware: Hardware) -> str:
         """What of this a machine cannot do, or nothing."""

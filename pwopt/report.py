@@ -99,6 +99,7 @@ class Compilation:
         winograd: the tiles that its convolutions might use; fewer than asked for where the result
             would have differed too much.
         open_inputs: those without a static shape: type, and an example of one.
+        arch: of GPUs that it holds code for.
     """
 
     target: str
@@ -111,6 +112,7 @@ class Compilation:
     verification: Verification | None = None
     winograd: str = "auto"
     open_inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    arch: str = ""
 
 
 @dataclass(frozen=True)
@@ -317,9 +319,9 @@ def _summary(report: Report) -> list[str]:
     lines.append(f"checked     {_check_text(check)}")
     if report.compilation is not None:
         c = report.compilation
+        on = f"{report.hardware.mcpu}, {c.threads} thread{'s' * (c.threads != 1)}"
         lines.append(
-            f"compiled    {_count(c.kernels, 'kernel')} for {report.hardware.mcpu}, "
-            f"{c.threads} thread{'s' * (c.threads != 1)}, in {c.seconds:.1f} s"
+            f"compiled    {_count(c.kernels, 'kernel')} for {c.arch or on}, in {c.seconds:.1f} s"
         )
         if c.precision != "fp32":
             lines.append(_escaped(f"precision   {_precision_text(c)}"))
@@ -381,6 +383,8 @@ def _taken_back_lines(found: TakenBack) -> list[str]:
 
 def _precision_text(made: Compilation) -> str:
     """How much of the work is done in fewer bits, or why none is."""
+    if made.target != "cpu":
+        return f"{made.precision}; {made.remark}" if made.remark else made.precision
     every = {k["node"]: k["macs"] for k in made.kernels}  # copies for a node name it, too
     reduced = {k["node"] for k in made.kernels if k["weights"] not in ("", "fp32")}
     macs = sum(every.values())

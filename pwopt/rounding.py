@@ -23,9 +23,9 @@ VARIATIONS = (1.0, 1.37, 1.13, 1.73)
 FEW_VARIATIONS = VARIATIONS[:2]  # enough where there are several inputs
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-# Veltkamp's splitting: x * c - (x * c - x) keeps the upper 24 - 16 bits of a float32, rounded to
-# nearest. Runtimes cast to bfloat16 only from operator set 13 on.
-_SPLIT = 2.0**16 + 1
+# Veltkamp's splitting: x * c - (x * c - x) with c = 2**n + 1 keeps the upper 24 - n bits of a
+# float32, rounded to nearest. Runtimes cast to bfloat16 only from operator set 13 on.
+_SPLITS = {"bf16": 2.0**16 + 1, "fp16": 2.0**13 + 1, "tf32": 2.0**13 + 1}
 
 
 def quantizes(graph: Graph) -> bool:
@@ -75,10 +75,11 @@ def rounded(graph: Graph, precision: Precision, variation: float = 1.0) -> Graph
         if x is None or weight is None or not (_is_float(x) and _is_float(weight)):
             continue
         form = precision.fc_weights if _has_one_row(node) else "fp32"
-        if precision.compute == "bf16":
-            _replace(graph, node, 0, _split(graph, x, variation))
-            if form == "fp32" and not _is_depthwise(node, x):
-                _replace(graph, node, 1, _stored(graph, weight, node, "bf16", variation))
+        compute = precision.compute
+        if compute in _SPLITS:
+            _replace(graph, node, 0, _split(graph, x, compute, variation))
+            if form == "fp32" and (compute != "bf16" or not _is_depthwise(node, x)):
+                _replace(graph, node, 1, _stored(graph, weight, node, compute, variation))
         if form != "fp32":
             _replace(graph, node, 1, _stored(graph, weight, node, form, variation))
     graph.erase_dead()
@@ -116,7 +117,7 @@ def _stored(graph: Graph, weight: Value, node: Node, form: str, variation: float
     """Weights after a way through their format."""
     array = graph.constant_value(weight)
     if array is None:  # an executable has no other format for what is computed at run time
-        return weight if form == "int8" else _split(graph, weight, variation)
+        return weight if form == "int8" else _split(graph, weight, form, variation)
     if form == "int8":
         rows = node.op == "Conv" or node.get("transB", 0)
         axes = tuple(range(1, array.ndim)) if rows else tuple(range(array.ndim - 1))
@@ -124,12 +125,12 @@ def _stored(graph: Graph, weight: Value, node: Node, form: str, variation: float
         step[step == 0] = 1
         return graph.constant((np.rint(array / step) * step).astype(np.float32))
     scaled = array * np.float32(variation)
-    high = scaled * np.float32(_SPLIT)
+    high = scaled * np.float32(_SPLITS[form])
     return graph.constant((high - (high - scaled)) / np.float32(variation))
 
 
-def _split(graph: Graph, x: Value, variation: float) -> Value:
-    """A value rounded to bfloat16 at run time."""
+def _split(graph: Graph, x: Value, form: str, variation: float) -> Value:
+    """A value rounded at run time."""
 
     def step(op: str, left: Value, right: Value) -> Value:
         return graph.add(op, [left, right], types=(x.type,)).out
@@ -138,6 +139,6 @@ def _split(graph: Graph, x: Value, variation: float) -> Value:
         return graph.constant(np.array(value, np.float32))
 
     scaled = step("Mul", x, number(variation)) if variation != 1.0 else x
-    high = step("Mul", scaled, number(_SPLIT))
+    high = step("Mul", scaled, number(_SPLITS[form]))
     result = step("Sub", high, step("Sub", high, scaled))
     return step("Mul", result, number(1 / variation)) if variation != 1.0 else result

@@ -33,32 +33,38 @@ def compile_graph(
     precision: Precision | None = None,
     database: Path | None = None,
     max_size_growth: float = math.inf,
+    arch: str | None = None,
 ) -> Executable:
     """Compiles a graph for a target.
 
     Args:
         graph: not changed.
-        target: "cpu".
-        hardware: the processor to generate code for.
+        target: "cpu" or "cuda".
+        hardware: the processor to generate code for, of the former.
         threads: of one run.
         metadata: stored in the executable.
         winograd: the tiles that convolutions may use: "off", "f2" or "auto".
         precision: number formats, float32 if left out.
         max_size_growth: of packed weights over the graph's constants, by Winograd's algorithm.
         database: of tuned schedules; the default one if left out.
+        arch: of GPUs, several separated by commas; that of the GPU here if left out.
 
     Raises:
-        UsageError: an unknown target.
+        UsageError: an unknown target or architecture.
+        CodegenError: there is no compiler for CUDA.
         TuningError: the database cannot be read.
     """
     from pwopt.errors import UsageError
     from pwopt.precision import Precision
+
+    if target == "cuda":
+        return _compile_cuda(graph, arch, precision, dict(metadata or {}))
     from pwopt.targets.cpu.compile import compile_graph as compile_cpu
     from pwopt.targets.cpu.schedules import Schedules, machine_key, shipped
     from pwopt.targets.database import TuningDatabase, default_path
 
     if target != "cpu":
-        raise UsageError(f"no target {target!r}; there is cpu")
+        raise UsageError(f"no target {target!r}; there are cpu and cuda")
     machine = machine_key(hardware)
     own = TuningDatabase(database or default_path())
     known = own.measured(machine)  # here, which says more than what came with pwopt
@@ -74,3 +80,18 @@ def compile_graph(
         precision=precision or Precision(),
         max_growth=max_size_growth,
     )
+
+
+def _compile_cuda(
+    graph: Graph, arch: str | None, precision: Precision | None, metadata: dict[str, Any]
+) -> Executable:
+    from pwopt.precision import Precision
+    from pwopt.targets.cuda.arch import archs
+    from pwopt.targets.cuda.compile import compile_graph
+    from pwopt.targets.cuda.device import usual_arch
+
+    if arch is None:
+        arch, remark = usual_arch()
+        metadata |= {"arch_remark": remark} if remark else {}
+    formats = precision or Precision.of("cuda")
+    return compile_graph(graph, archs(arch), formats.compute, metadata)

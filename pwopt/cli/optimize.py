@@ -16,9 +16,9 @@ from pwopt.cli.options import (
     JsonOption,
     LoadOption,
     ModelArgument,
-    PrecisionOption,
     QuietOption,
     ShapeOption,
+    TargetPrecisionOption,
     ThreadsOption,
     parse_shapes,
 )
@@ -72,7 +72,11 @@ def optimize(
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Make an executable, too.")
     ] = True,
-    precision: PrecisionOption = "fp32",
+    precision: TargetPrecisionOption = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(metavar="sm_80,...", help="GPUs to generate code for; default: the one here."),
+    ] = None,
     max_size_growth: Annotated[
         float,
         typer.Option(metavar="FACTOR", help="Weights of the executable over the model's."),
@@ -129,7 +133,7 @@ def optimize(
         max_growth=max_growth,
         verify_passes=verify_passes,
         compile=compile_,
-        code=CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth),
+        code=CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth, arch),
         replace_fc_head=replace_fc_head,
         bottleneck=bottleneck,
         calibration=calibration,

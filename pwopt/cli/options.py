@@ -30,6 +30,13 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")
 PrecisionOption = Annotated[
     str, typer.Option(metavar="fp32|bf16", help="Of convolutions and matrix products.")
 ]
+TargetPrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="fp32|bf16|fp16|tf32",
+        help="Of convolutions and matrix products; default: fp32 on cpu, tf32 on cuda.",
+    ),
+]
 FcWeightsOption = Annotated[
     str, typer.Option(metavar="fp32|bf16|int8", help="Weights of fully connected layers.")
 ]

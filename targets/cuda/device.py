@@ -20,6 +20,7 @@ import numpy as np
 
 from pwopt.errors import CodegenError, UsageError
 from pwopt.ir.types import NUMPY_DTYPES
+from pwopt.targets.cuda.arch import ARCHS, DEFAULT_ARCH, native
 from pwopt.targets.executable import Port
 from pwopt.targets.launches import Address, Launch, LaunchList, Window, dependencies
 
@@ -40,6 +41,26 @@ def current() -> CudaDevice:
     context = _call(driver.cuCtxGetCurrent)
     ordinal = int(_call(driver.cuCtxGetDevice)) if int(context) else 0
     return _device(ordinal)
+
+
+def usual_arch() -> tuple[str, str]:
+    """The architecture to generate code for where none was named, and a remark or nothing.
+
+    Raises:
+        UsageError: there is no code for the GPU here.
+    """
+    try:
+        gpu = current()
+    except CodegenError:
+        return DEFAULT_ARCH, f"for {DEFAULT_ARCH}, as there is no GPU here; --arch names others"
+    arch = native(gpu.capability)
+    if arch is None:
+        version = ".".join(map(str, gpu.capability))
+        raise UsageError(
+            f"pwopt has no code for {gpu.name} (compute capability {version}); name another "
+            f"architecture with --arch: {', '.join(ARCHS)}"
+        )
+    return arch, ""
 
 
 @functools.cache
