@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pwopt.errors import PwoptError, UsageError, nearest
+from pwopt.gpu_baselines import GPU_BASELINES, check_gpu_baseline
 from pwopt.ir.types import TensorType
 from pwopt.ort import one_line
 
-BASELINES = ("onnxruntime", "openvino", "openvino-bf16")
+BASELINES = ("onnxruntime", "openvino", "openvino-bf16", *GPU_BASELINES)
 
 
 def check_baselines(names: Sequence[str]) -> None:
@@ -28,6 +29,9 @@ def check_baselines(names: Sequence[str]) -> None:
             raise UsageError(
                 f"unknown baseline {name!r}{nearest(name, BASELINES)}; {list(BASELINES)}"
             )
+    for name in names:
+        if name in GPU_BASELINES:
+            check_gpu_baseline(name)
     wanted = any(name.startswith("openvino") for name in names)
     if wanted and importlib.util.find_spec("openvino") is None:
         raise UsageError("openvino is not installed; pip install 'pwopt[openvino]'")

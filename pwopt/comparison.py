@@ -25,6 +25,7 @@ from pwopt.baselines import OpenVinoModel, check_baselines
 from pwopt.compared import Side, opened, static_types, threads_of
 from pwopt.environment import cpu_name
 from pwopt.errors import UsageError
+from pwopt.gpu_baselines import GPU_BASELINES, PROVIDERS, OrtGpuModel
 from pwopt.ir.types import TensorType
 from pwopt.precision import Precision
 from pwopt.report import plain_json
@@ -79,6 +80,7 @@ class Row:
         tolerance: what the error may be.
         calls: per sample.
         settings: what was asked of the runtime.
+        device_ms: of what runs on a GPU, without copies to and from it; None on the CPU.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Row:
     tolerance: float
     calls: int
     settings: str
+    device_ms: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,8 @@ def compare(
     for baseline in ("openvino", "openvino-bf16"):
         if baseline in baselines:
             contenders.append(_openvino(baseline, first.source, types, threads))
+    for baseline in (name for name in GPU_BASELINES if name in baselines):
+        contenders.append(_on_gpu(baseline, first.source, types))
     if second.program is not None:
         contenders.append(_compiled("compiled", second.program))
     _check_inputs(contenders, list(feeds))
@@ -231,9 +236,12 @@ def compare(
     errors = _rounding_errors(first.source, programs, types, feeds, outputs[0])
     steps = _step_errors(first.source, types, feeds, outputs)
     samples, calls = interleaved([c.runner for c in contenders], feeds, runs)
+    on_device = device_samples([c.runner for c in contenders], feeds, calls, len(samples[0]))
     first_wall, first_cpu = zip(*samples[0], strict=True)
     rows = []
-    for c, mine, given, n in zip(contenders, samples, outputs, calls, strict=True):
+    for c, mine, given, n, device in zip(
+        contenders, samples, outputs, calls, on_device, strict=True
+    ):
         found = _judged(c.name, numerics.differences(outputs[0], given), errors, steps)
         worst = max(found, key=lambda d: (d.error / d.tolerance, d.error))
         wall, cpu = zip(*mine, strict=True)
@@ -249,6 +257,7 @@ def compare(
                 tolerance=worst.tolerance,
                 calls=n,
                 settings=c.settings,
+                device_ms=Spread.of([1e3 * s for s in device]) if device else None,
             )
         )
     found_profile = None
@@ -303,6 +312,36 @@ def interleaved(
     return samples, calls
 
 
+def device_samples(
+    runners: Sequence[Runner], feeds: Mapping[str, np.ndarray], calls: Sequence[int], rounds: int
+) -> list[list[float]]:
+    """Seconds of one inference on the GPU without copies, measured in turns.
+
+    Returns:
+        samples by contender and round; none of those that run on the CPU.
+    """
+    samples: list[list[float]] = [[] for _ in runners]
+    timers = [
+        getattr(runner, "seconds_on_device", None) if runs_on_gpu(runner) else None
+        for runner in runners
+    ]
+    if any(timers):
+        for i in range(rounds):
+            for k in range(len(runners)):
+                j = (i + k) % len(runners)
+                if timer := timers[j]:
+                    samples[j].append(float(timer(feeds, calls[j])))
+    return samples
+
+
+def runs_on_gpu(runner: Runner) -> bool:
+    """Whether a contender runs on a GPU as a whole."""
+    if not hasattr(runner, "seconds_on_device"):
+        return False
+    manifest = getattr(runner, "manifest", None)
+    return manifest is None or (len(manifest.segments) == 1 and bool(manifest.segments[0].launches))
+
+
 def _sample(runner: Runner, feeds: Mapping[str, np.ndarray], calls: int) -> Sample:
     run: Callable[[Mapping[str, np.ndarray]], object] = runner.run
     cpu, wall = time.process_time(), time.perf_counter()
@@ -339,6 +378,21 @@ def _onnxruntime(source: Path | bytes, threads: int, role: str = "") -> _Contend
 
 def _compiled(name: str, program: Any) -> _Contender:
     return _Contender(name, _tvm_version(), program, _facts(program))
+
+
+def _on_gpu(name: str, source: Path | bytes | None, types: Mapping[str, TensorType]) -> _Contender:
+    if source is None:
+        raise UsageError(f"--baseline {name} needs an ONNX model as the first argument")
+    if name in PROVIDERS:
+        runner = OrtGpuModel(source, name)
+        return _Contender(name, f"ONNX Runtime {ort.version()}", runner, runner.settings)
+    from pwopt import frontend
+    from pwopt.training.torch_gpu import TorchGpuModel
+
+    sizes = {n: t.static_shape for n, t in types.items() if t.static_shape is not None}
+    graph = frontend.load(source, sizes)
+    model = TorchGpuModel(graph)
+    return _Contender(name, model.version, model, model.settings)
 
 
 def _openvino(
@@ -431,7 +485,7 @@ def _judged(
     steps: Mapping[str, float],
 ) -> list[numerics.Difference]:
     """The differences with the tolerances of reduced precision where a contender has it."""
-    if contender == "openvino-bf16":  # no promise of ours
+    if contender in ("openvino-bf16", *GPU_BASELINES):  # no promise of ours
         return [replace(d, tolerance=math.inf) for d in found]
 
     def allowed(output: str) -> float:
@@ -450,7 +504,7 @@ def _tvm_version() -> str:
 
 
 def _facts(program: Any) -> str:
-    keys = [k for k in ("mcpu", "threads", "precision") if k in program.metadata]
+    keys = [k for k in ("mcpu", "arch", "threads", "precision") if k in program.metadata]
     return ", ".join(f"{k}={program.metadata[k]}" for k in keys)
 
 
@@ -470,13 +524,20 @@ def _row_json(row: Row) -> dict[str, Any]:
     return {k: v._asdict() if isinstance(v, Spread) else v for k, v in plain.items()}
 
 
+def _device_cells(row: Row) -> tuple[str, str]:
+    ms = row.device_ms
+    return (f"{ms.median:.3f}", f"{ms.q1:.3f} - {ms.q3:.3f}") if ms else ("", "")
+
+
 def _render(comparison: Comparison) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for heading in ("median ms", "quartiles", "ratio", "quartiles", "CPU ratio", "error"):
+    on_gpu = any(row.device_ms is not None for row in comparison.rows)
+    device = ("on the GPU", "quartiles") if on_gpu else ()
+    for heading in ("median ms", "quartiles", "ratio", "quartiles", "CPU ratio", *device, "error"):
         table.add_column(heading, justify="right")
     for row in comparison.rows:
         ms, ratio = row.latency_ms, row.ratio
@@ -487,6 +548,7 @@ def _render(comparison: Comparison) -> RenderableType:
             f"{ratio.median:.3f}",
             f"{ratio.q1:.3f} - {ratio.q3:.3f}",
             f"{row.cpu_ratio.median:.3f}",
+            *(_device_cells(row) if on_gpu else ()),
             "" if row is comparison.rows[0] else f"{row.error:.1e}",
         )
     versions = dict.fromkeys(row.version for row in comparison.rows)
