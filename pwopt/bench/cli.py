@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pwopt.bench.sheet import Sheet
+from pwopt.errors import UsageError
 
 if TYPE_CHECKING:
     from pwopt.models.suite import SuiteModel
@@ -187,6 +188,44 @@ def build(
     """Time and memory of `pwopt optimize` as a process."""
     sheet = Sheet(output, json_)
     _build(sheet, networks=not scale, graphs=scale)
+    sheet.finish()
+
+
+@app.command()
+def cuda(
+    build_: Annotated[
+        Path | None, typer.Option("--build", metavar="DIR", help="Only build, for a GPU elsewhere.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Measure what --build built.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(metavar="sm_80,...", help="GPUs to build for; default: this one.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time to spend on measuring.")] = 540.0,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Networks and 1x1 convolutions on a GPU, beside PyTorch, ONNX Runtime and cuBLAS."""
+    import tempfile
+
+    from pwopt.bench import cuda as section
+    from pwopt.targets.cuda.device import usual_arch
+
+    if build_ is not None and run is not None:
+        raise UsageError("--build and --run are for two machines: leave out one, or both")
+    sheet, cases = Sheet(output, json_), section.cases()
+    if build_ is not None:
+        section.build(build_, arch or usual_arch()[0], cases, sheet.log)
+        return
+    sheet.result["environment"] |= section.facts()
+    with tempfile.TemporaryDirectory(prefix="pwopt-") as folder:
+        if run is None:
+            section.build(Path(folder), arch or usual_arch()[0], cases, sheet.log)
+        rows = list(section.measure(run or Path(folder), cases, seconds, sheet.log))
+    sheet.show(section.table(rows))
+    sheet.add("cuda", rows, "share")
+    sheet.failed |= any(row.failure for row in rows)
     sheet.finish()
 
 

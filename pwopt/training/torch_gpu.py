@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -71,13 +71,7 @@ class TorchGpuModel:
         """Mean time of one inference with inputs and outputs on the GPU, by events."""
         placed = self._placed(feeds)
         self._call(placed)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(calls):
-            self._call(placed)
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) * 1e-3 / calls
+        return _seconds(lambda: self._call(placed), calls)
 
     def _call(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
@@ -98,3 +92,32 @@ class TorchGpuModel:
 
 def _zeros(shape: tuple[int, ...] | None, dtype: str | None) -> np.ndarray:
     return np.zeros(shape or (), dtype or "float32")
+
+
+class MatrixProduct:
+    """``torch.matmul`` of two float16 matrices on the GPU, which is cuBLAS.
+
+    Args:
+        rows: of the first one.
+        inner: columns of the first one.
+        columns: of the second one.
+    """
+
+    def __init__(self, rows: int, inner: int, columns: int) -> None:
+        self._left = torch.randn(rows, inner, dtype=torch.float16, device="cuda")
+        self._right = torch.randn(inner, columns, dtype=torch.float16, device="cuda")
+        self._result = torch.empty(rows, columns, dtype=torch.float16, device="cuda")
+
+    def seconds_on_device(self, _: Mapping[str, np.ndarray], calls: int = 1) -> float:
+        """Mean time of one product, by events."""
+        return _seconds(lambda: torch.matmul(self._left, self._right, out=self._result), calls)
+
+
+def _seconds(work: Callable[[], object], calls: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e-3 / calls
