@@ -70,7 +70,7 @@ def tune(
         raise UsageError(f"{seconds:g} seconds, {threads} threads: both must be positive")
     if export and fleet:
         raise UsageError("--export measures on this machine; leave out --tracker")
-    formats = Precision(precision, fc_weights)
+    formats = Precision.of("cpu", precision, fc_weights)
     from pwopt.targets.cpu import tuner
     from pwopt.targets.cpu.fleet import machines
     from pwopt.targets.cpu.profile import TimedPlan

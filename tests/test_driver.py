@@ -121,8 +121,8 @@ def test_passes_by_spec() -> None:
 def test_unknown_target() -> None:
     with pytest.raises(UsageError, match="unknown target 'cpi', did you mean 'cpu'"):
         pwopt.optimize(MODEL, target="cpi")
-    with pytest.raises(UsageError, match="CUDA target is not built yet"):
-        pwopt.compile(MODEL, target="cuda")
+    with pytest.raises(UsageError, match="--arch sm_1: unknown architecture"):
+        pwopt.compile(MODEL, target="cuda", arch="sm_1")
     with pytest.raises(UsageError, match="at least one"):
         pwopt.compile(MODEL, threads=0)
 

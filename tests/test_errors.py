@@ -110,7 +110,7 @@ def test_wrong_flags(fails: Check, tmp_path: Path) -> None:
     assert "'cpu'" in fails("optimize", MODEL, "--target", "cpy", *out, code=2)
     assert "did you mean 'bf16'" in fails("optimize", MODEL, "--precision", "bf17", *out, code=2)
     assert "did you mean 'znver4'" in fails("optimize", MODEL, "--mcpu", "zenver4", *out, code=2)
-    assert "not built yet" in fails("optimize", MODEL, "--target", "cuda", *out, code=2)
+    assert "sm_90a" in fails("optimize", MODEL, "--target", "cuda", "--arch", "x", *out, code=2)
     assert "--threads" in fails("optimize", MODEL, "--threads", "0", *out, code=2)
     assert "--threads" in fails("optimize", MODEL, "--threads", "many", *out, code=2)
     assert "unknown processor" in fails("optimize", MODEL, "--mcpu", "z80", *out, code=2)

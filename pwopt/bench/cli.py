@@ -323,7 +323,7 @@ def _calibrate(sheet: Sheet, precision: str = "fp32") -> None:
     from pwopt.bench.calibrate import measure
     from pwopt.precision import Precision
 
-    rows = list(measure(precision=Precision(precision)))
+    rows = list(measure(precision=Precision.of("cpu", precision)))
     sheet.show(tables.calibration_table(rows))
     sheet.add("calibration", rows, "ratio")
 

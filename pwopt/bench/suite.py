@@ -127,7 +127,7 @@ def run_suite(
     from pwopt.targets.cpu.measure import peak_meter
 
     check_baselines(baselines)
-    formats = Precision(precision, fc_weights)
+    formats = Precision.of("cpu", precision, fc_weights)
     meter = peak_meter(hardware.host())
     for model in models:
         progress(model.name)

@@ -36,7 +36,10 @@ def compare(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="onnxruntime (always there), openvino, openvino-bf16; comma-separated."),
+        typer.Option(
+            help="onnxruntime (always there), openvino, openvino-bf16, onnxruntime-cuda, tensorrt, "
+            "torch-compile; comma-separated."
+        ),
     ] = None,
     input_shape: ShapeOption = None,
     html: Annotated[

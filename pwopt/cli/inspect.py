@@ -54,7 +54,7 @@ def inspect(
     if measure and mcpu:
         raise UsageError("--measure runs on this machine; leave out --mcpu")
     machine = hardware.named(mcpu) if mcpu else hardware.host()
-    formats = Precision(precision, fc_weights).used(machine)
+    formats = Precision.of("cpu", precision, fc_weights).used(machine)
     with Progress(quiet) as progress:
         progress("reading")
         graph, source = driver.read(model, parse_shapes(input_shape))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pwopt.targets.cuda.lowering import CudaLowering
 
 from pwopt.ir.graph import Graph
 from pwopt.targets.cuda.arch import Arch
+from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.module import Code, generate
 from pwopt.targets.cuda.rules import RULES
 from pwopt.targets.cuda.toolchain import Cubin, compile_sources, find_compiler, trim_cache
