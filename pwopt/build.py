@@ -132,7 +132,8 @@ def build(
             progress("compiling")
             executable, made = driver.compile_optimized(made, request.code)
             executable.save(stage / "model.so")
-            if request.profile and driver.runs_here(request.code.formats.on(machine)):
+            formats = request.code.formats(request.target)
+            if request.profile and not driver.why_not_here(executable, formats.on(machine)):
                 progress("profiling")
                 made = driver.profiled(made, executable, request.model)
         made = replace(made, report=replace(made.report, command=request.command))

@@ -377,7 +377,7 @@ def _compile_and_check(
     kernels = list(made.get("kernels", ()))
     verification = None
     if optimized.reference is not None:
-        if reason := _why_not_here(executable, formats.on(report.hardware)):
+        if reason := why_not_here(executable, formats.on(report.hardware)):
             verification = Verification("skipped", reason=reason)
         else:
             used = formats.used(report.hardware)
@@ -458,7 +458,7 @@ def runs_here(machine: Hardware) -> bool:
     )
 
 
-def _why_not_here(executable: Executable, machine: Hardware) -> str:
+def why_not_here(executable: Executable, machine: Hardware) -> str:
     """Why an executable that was just made cannot run on this machine, or nothing."""
     if executable.metadata.get("target") != "cuda":
         return "" if runs_here(machine) else "the code is for another machine"

@@ -49,7 +49,9 @@ class Precision:
         formats = Precision(compute or COMPUTE[target][0], fc_weights)
         if formats.compute not in COMPUTE[target]:
             known = ", ".join(COMPUTE[target])
-            raise UsageError(f"--precision {compute}: --target {target} has {known}")
+            raise UsageError(
+                f"--precision {compute}: one of {known} is wanted for --target {target}"
+            )
         if target != "cpu" and fc_weights != "fp32":
             raise UsageError(f"--fc-weights {fc_weights}: only --target cpu has it")
         return formats
