@@ -278,7 +278,7 @@ def compile(
     limits.check_sizes(graph)
     graph = _with_types(graph)
     facts = {"pwopt": _version(), "target": target, "sha256": source.sha256, **(metadata or {})}
-    used = formats.used(hardware or _host())
+    used = formats if target == "cuda" else formats.used(hardware or _host())
     facts |= {"precision": used.compute, "fc_weights": used.fc_weights}
     machine = hardware or _host()
     return compile_graph(
@@ -380,7 +380,7 @@ def _compile_and_check(
         if reason := why_not_here(executable, formats.on(report.hardware)):
             verification = Verification("skipped", reason=reason)
         else:
-            used = formats.used(report.hardware)
+            used = formats if report.target == "cuda" else formats.used(report.hardware)
             try:
                 verification = _check_executable(executable, optimized.reference, used)
             except NumericsError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pwopt
-from pwopt import CodegenError, UsageError, numerics
+from pwopt import CodegenError, UsageError, hardware, numerics
 from pwopt.cli.entry import run
 from pwopt.models.blocks import bottleneck, inception
 from pwopt.targets.cuda import toolchain
@@ -65,6 +65,14 @@ def test_a_fat_executable_holds_code_for_each_architecture(tmp_path: Path) -> No
         used = {each.kernel for each in made.manifest.segments[0].launches[arch].launches}
         assert used == set(kernels)
     assert all(row["registers"] and not row["spill_bytes"] for row in made.report["kernels"])
+
+
+def test_formats_are_those_of_the_gpu_not_of_the_host() -> None:
+    narrow = hardware.named("x86-64-v3")
+    made = pwopt.compile(
+        DATA / "fashion-lenet.onnx", "cuda", precision="bf16", arch="sm_80", hardware=narrow
+    )
+    assert made.metadata["precision"] == "bf16"
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
