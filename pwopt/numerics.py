@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -93,9 +94,9 @@ def tolerance(dtype: str) -> float:
     return TOLERANCES.get(dtype, DISCRETE_TOLERANCE)
 
 
-def difference(output: str, expected: np.ndarray, actual: np.ndarray) -> Difference:
-    """How far ``actual`` is from ``expected``."""
-    expected, actual = np.asarray(expected), np.asarray(actual)
+def difference(output: str, expected: Any, actual: Any) -> Difference:
+    """How far ``actual`` is from ``expected``: arrays, or sequences of maps to numbers."""
+    expected, actual = _array(expected), _array(actual)
     dtype = dtype_name(expected)
     allowed = tolerance(dtype)
 
@@ -119,6 +120,18 @@ def difference(output: str, expected: np.ndarray, actual: np.ndarray) -> Differe
     largest = float(np.abs(want[finite] - have[finite]).max(initial=0.0))
     # A reference that is zero all over has no scale of its own: the error is taken as it is.
     return Difference(output, dtype, largest / (scale or 1.0), allowed, scale)
+
+
+def _array(value: Any) -> np.ndarray:
+    """A value as an array; of a sequence of maps (scikit-learn's class probabilities) the values.
+
+    Maps are in the order of their keys, which are the same in all, or nothing is changed.
+    """
+    maps = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
+    if not maps or any(each.keys() != value[0].keys() for each in value):
+        return np.asarray(value)
+    array = np.asarray([[each[key] for key in sorted(each)] for each in value])
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def differences(

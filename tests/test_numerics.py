@@ -6,9 +6,10 @@ import math
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
-from pwopt import numerics
+from pwopt import driver, numerics
 from pwopt.ir.types import TensorType
 
 X = np.array([[1.0, -4.0], [2.0, 0.5]], np.float32)
@@ -96,3 +97,42 @@ def test_perturbed_moves_floats_by_a_few_units() -> None:
     moved = numerics.perturbed({"x": X, "i": np.arange(3)})
     assert 0 < np.abs(moved["x"] / X - 1).max() <= 2 * numerics.PERTURBATION
     assert np.array_equal(moved["i"], np.arange(3))
+
+
+def test_class_probabilities_as_maps_have_a_tolerance() -> None:
+    want = [{0: 0.25, 1: 0.75}]
+    (d,) = numerics.differences({"p": want}, {"p": [{1: 0.75 + 1e-7, 0: 0.25}]})
+    assert (d.ok, d.dtype) == (True, "float32")
+    (d,) = numerics.differences({"p": want}, {"p": [{0: 0.35, 1: 0.65}]})
+    assert not d.ok
+    (d,) = numerics.differences({"p": want}, {"p": [{0: 0.25, 1: 0.75}, {0: 0.5, 1: 0.5}]})
+    assert not d.ok
+
+
+def test_classifiers_of_scikit_learn_pass_the_check() -> None:
+    info, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    zipped = onnx.helper.make_sequence_type_proto(
+        onnx.helper.make_map_type_proto(
+            kinds.INT64, onnx.helper.make_tensor_type_proto(kinds.FLOAT, [])
+        )
+    )
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Softmax", ["x"], ["p"]),
+            onnx.helper.make_node(
+                "ZipMap", ["p"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[*range(10)]
+            ),
+        ],
+        "classifier",
+        [info("x", kinds.FLOAT, [1, 10])],
+        [onnx.helper.make_value_info("y", zipped)],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    made, checked = driver.compile_optimized(driver.optimize(model))
+    assert checked.report.compilation is not None
+    verification = checked.report.compilation.verification
+    assert verification is not None
+    (found,) = verification.outputs
+    assert found.ok
+    assert list(made.run({"x": np.zeros((1, 10), np.float32)})["y"][0]) == [*range(10)]
