@@ -319,7 +319,7 @@ def test_command_line(
     assert shown.err == "pwopt: warning: 1 wrong rewrite was taken back\n"
     assert f"warning     taken back: {spec} at Mul 'mul3'" in shown.out
     assert ("first different tensor 'mul3_out': error" in shown.out) == (fault == "forgets")
-    names = {"model.onnx", "report.json", "repro-1.onnx", "repro-1.txt"}
+    names = {"model.onnx", "report.html", "report.json", "repro-1.onnx", "repro-1.txt"}
     assert {p.name for p in out.iterdir()} == names
     onnx.checker.check_model(out / "repro-1.onnx", full_check=True)
     assert cli.run([*command, "--json"]) == 0  # the folder is pwopt's to replace

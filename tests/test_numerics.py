@@ -101,11 +101,11 @@ def test_perturbed_moves_floats_by_a_few_units() -> None:
 
 def test_class_probabilities_as_maps_have_a_tolerance() -> None:
     want = [{0: 0.25, 1: 0.75}]
-    (d,) = numerics.differences({"p": want}, {"p": [{1: 0.75 + 1e-7, 0: 0.25}]})
+    d = numerics.difference("p", want, [{1: 0.75 + 1e-7, 0: 0.25}])
     assert (d.ok, d.dtype) == (True, "float32")
-    (d,) = numerics.differences({"p": want}, {"p": [{0: 0.35, 1: 0.65}]})
+    d = numerics.difference("p", want, [{0: 0.35, 1: 0.65}])
     assert not d.ok
-    (d,) = numerics.differences({"p": want}, {"p": [{0: 0.25, 1: 0.75}, {0: 0.5, 1: 0.5}]})
+    d = numerics.difference("p", want, [{0: 0.25, 1: 0.75}, {0: 0.5, 1: 0.5}])
     assert not d.ok
 
 
