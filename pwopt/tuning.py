@@ -12,7 +12,7 @@ from pwopt.hardware import Hardware
 from pwopt.precision import Precision
 
 if TYPE_CHECKING:
-    from pwopt.targets.cpu.tuner import Tuned
+    from pwopt.targets.tuner import Tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,11 @@ def tune(
     if export and fleet:
         raise UsageError("--export measures on this machine; leave out --tracker")
     formats = Precision.of("cpu", precision, fc_weights)
-    from pwopt.targets.cpu import tuner
+    from pwopt.targets import tuner
     from pwopt.targets.cpu.fleet import machines
     from pwopt.targets.cpu.profile import TimedPlan
     from pwopt.targets.cpu.shipping import write_schedules
+    from pwopt.targets.cpu.tuner import job
     from pwopt.targets.database import TuningDatabase, default_path
 
     step = progress or (lambda _: None)
@@ -87,14 +88,11 @@ def tune(
         ).graph
     known = TuningDatabase(database or default_path())
     tuned = tuner.tune(
-        graph,
-        machine,
-        threads,
+        job(graph, machine, threads, formats),
         known,
         seconds,
-        step,
         machines(fleet.tracker, fleet.key) if fleet else (TimedPlan,),
-        formats,
+        step,
     )
     if export:
         step("measuring the best again")

@@ -60,8 +60,9 @@ def compile_graph(
     if target == "cuda":
         return _compile_cuda(graph, arch, precision, dict(metadata or {}))
     from pwopt.targets.cpu.compile import compile_graph as compile_cpu
-    from pwopt.targets.cpu.schedules import Schedules, machine_key, shipped
+    from pwopt.targets.cpu.schedules import machine_key, shipped
     from pwopt.targets.database import TuningDatabase, default_path
+    from pwopt.targets.schedules import Schedules
 
     if target != "cpu":
         raise UsageError(f"no target {target!r}; there are cpu and cuda")

@@ -56,7 +56,7 @@ def default_path() -> Path:
 
 
 class TuningDatabase:
-    """Measurements by machine; see :func:`pwopt.targets.cpu.schedules.machine_key`."""
+    """Measurements by machine, as :attr:`pwopt.targets.tuner.Job.key` names it."""
 
     def __init__(self, path: Path) -> None:
         """A database file; it is made at the first :meth:`record`."""
@@ -87,6 +87,15 @@ class TuningDatabase:
         for kernel, schedule in self._read(query, machine):
             found.setdefault(kernel, set()).add(schedule)
         return found
+
+    def machines(self) -> list[str]:
+        """Those that something was measured on, sorted.
+
+        Raises:
+            TuningError: the file is no database of this layout.
+        """
+        query = "SELECT DISTINCT machine, '' FROM measurement ORDER BY machine"
+        return [machine for machine, _ in self._read(query)]
 
     def record(self, machine: str, measurements: Iterable[Measurement]) -> None:
         """Stores a batch as a whole; a schedule that was measured before keeps the newer figure.

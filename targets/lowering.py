@@ -9,7 +9,7 @@ and copied, and has rules that call its kernels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pwopt.cost import node_macs
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.targets.placement import Placement, Slice
 from pwopt.targets.plan import Buffer, Plan, Pointer, Step, Tensor
+from pwopt.targets.schedules import AnySchedule, Schedules
 from pwopt.targets.views import View, channels_last, image
 
 DTYPES = {  # element types that move through memory, and the dtype that TVM sees
@@ -52,10 +53,12 @@ class Lowering(ABC):
         plan: the steps so far.
         notes: of the nodes that the fallback was asked to lower, why no rule did.
         placement: where results go.
+        schedules: that kernels get.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, schedules: Schedules | None = None) -> None:
         self.graph = graph
+        self.schedules = schedules or Schedules()
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
         self.placement = Placement(graph)
@@ -63,6 +66,7 @@ class Lowering(ABC):
         self._copies: dict[tuple[Any, ...], Tensor] = {}
         self._constants: dict[Any, Buffer] = {}
         self._node: Node | None = None
+        self._kernel = ""  # that the present node's rule chose a schedule for
         self._also: tuple[Node, ...] = ()  # what the present node's kernel computes besides
         for node in graph.inputs:
             buffer = self._external("input", node.out, len(self.plan.inputs))
@@ -324,6 +328,16 @@ class Lowering(ABC):
                 variant=variant,
             )
         )
+
+    def schedule(
+        self,
+        kernel: str,
+        rule: Callable[[], AnySchedule],
+        candidates: Callable[[], Iterable[AnySchedule]],
+    ) -> AnySchedule:
+        """The schedule of the next kernel call: see :meth:`Schedules.choose`."""
+        self._kernel = kernel
+        return self.schedules.choose(kernel, rule, candidates)
 
     # --- inside ---------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import pwopt
 from pwopt import cli, hardware
 from pwopt.errors import TuningError, UsageError
 from pwopt.models import blocks
-from pwopt.targets.cpu import schedules, shipping, tuner
+from pwopt.targets import tuner
+from pwopt.targets.cpu import schedules, shipping
 from pwopt.targets.cpu.profile import traced
 from pwopt.targets.cpu.schedules import family_key, machine_key
 from pwopt.targets.database import Measurement, TuningDatabase
@@ -124,7 +125,7 @@ def test_export_keeps_what_gains_twice(
 
     def again(*arguments: Any) -> tuner.Confirmation:
         ratios = {first: 0.97, second: 0.99}
-        known = [Measurement(k, s, ratios.get(k, 1.1), 1.0) for k, s in arguments[3].items()]
+        known = [Measurement(k, s, ratios.get(k, 1.1), 1.0) for k, s in arguments[1].items()]
         return tuner.Confirmation(known, 2.0, 1.0)
 
     monkeypatch.setattr(shipping, "confirm", again)

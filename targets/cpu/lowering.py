@@ -20,10 +20,10 @@ from pwopt.targets.cpu.kernels.copy import copy, fill, fill_border
 from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
 from pwopt.targets.cpu.narrowing import narrow_values, takes_either
-from pwopt.targets.cpu.schedules import AnySchedule, Schedules
 from pwopt.targets.lowering import element_type, static_shape
 from pwopt.targets.placement import Slice
 from pwopt.targets.plan import Step, Tensor, place
+from pwopt.targets.schedules import AnySchedule, Schedules
 from pwopt.targets.views import View, channels_last, image, itemsize
 
 _LINE = 64  # bytes
@@ -38,7 +38,6 @@ class Lowering(common.Lowering):
     """Lowers one graph of static shapes.
 
     Attributes:
-        schedules: that kernels get.
         precision: number formats.
         enlarged: images that their reader enlarges, as (N, H, W, C), with the factors.
     """
@@ -64,15 +63,14 @@ class Lowering(common.Lowering):
             precision: number formats; float32 where the processor lacks bfloat16.
             max_growth: of packed weights over the graph's constants, by Winograd's algorithm.
         """
-        super().__init__(graph)
+        super().__init__(graph, schedules)
         self.hardware, self.threads = precision.on(hardware), threads
-        self.schedules, self.precision = schedules or Schedules(), precision
+        self.precision = precision
         model, sides = cost_model(self.hardware, precision), _SIDES[winograd]
         self._sides = affordable_sides(graph, model, sides, max_growth) if sides else {}
         self.enlarged: dict[Value, tuple[Tensor, tuple[int, int]]] = {}
         self._narrow = narrow_values(graph) if self.hardware.bf16 else frozenset[Value]()
         self._takes_either = True
-        self._kernel = ""  # that a schedule was chosen for
 
     # --- what the CPU decides -------------------------------------------------------------------
 
@@ -195,9 +193,7 @@ class Lowering(common.Lowering):
         rule: Callable[[], AnySchedule],
         candidates: Callable[[], Iterable[AnySchedule]],
     ) -> AnySchedule:
-        """The schedule of the next kernel call: see :meth:`Schedules.choose`."""
-        self._kernel = f"{kernel}, {self.threads} threads"
-        return self.schedules.choose(self._kernel, rule, candidates)
+        return super().schedule(f"{kernel}, {self.threads} threads", rule, candidates)
 
     def tile(self, kind: str, geometry: Geometry, hardware: Hardware) -> Tile:
         """The tile of a kernel over ``geometry``."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pwopt.errors import CodegenError, TuningError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph, Node
 from pwopt.precision import Precision
@@ -18,11 +17,11 @@ from pwopt.targets import runtime
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
 from pwopt.targets.cpu.rules import RULES
-from pwopt.targets.cpu.schedules import Schedules
 from pwopt.targets.machine_code import aligned
 from pwopt.targets.plan import Plan, Step, assign_offsets, pack_constants
-
-_QUANTILE = 0.1  # of the samples: interference only ever adds
+from pwopt.targets.schedules import Schedules
+from pwopt.targets.tracing import Tracing
+from pwopt.targets.tuner import fastest
 
 
 @dataclass(frozen=True)
@@ -58,17 +57,12 @@ def profile(
         CodegenError: a node has no kernel.
     """
     lowering = traced(graph, hardware, precision=precision)
-    timed = TimedPlan(lowering.plan, lowering.hardware)
+    timed = TimedPlan(lowering)
     us = fastest([timed.run() for _ in range(rounds + 1)][1:])
     return [
         TimedCall(node, step.kernel_name, t)
         for node, step, t in zip(lowering.nodes, lowering.plan.steps, us, strict=True)
     ]
-
-
-def fastest(samples: Sequence[Sequence[float]]) -> list[float]:
-    """A low quantile of the samples of each step."""
-    return [float(t) for t in np.quantile(np.array(samples), _QUANTILE, axis=0)]
 
 
 def traced(
@@ -84,13 +78,8 @@ def traced(
         CodegenError: a node has no kernel.
     """
     lowering = Traced(graph, hardware, threads, schedules, precision=precision)
-    for node, reason in lowering.run(RULES).items():
-        raise CodegenError(f"{node.label} has no kernel: {reason}")
+    lowering.run_whole(RULES)
     return lowering
-
-
-class MachineLostError(TuningError):
-    """A machine that does not answer any more."""
 
 
 class TimedPlan:
@@ -100,14 +89,15 @@ class TimedPlan:
         constant_bytes: size of the plan's constants.
     """
 
-    def __init__(self, plan: Plan, hardware: Hardware, threads: int = 1) -> None:
-        """Builds a plan whose offsets are not assigned yet."""
+    def __init__(self, lowering: Traced) -> None:
+        """Builds what was lowered; its offsets are not assigned yet."""
+        plan, threads = lowering.plan, lowering.threads
         assign_offsets(plan)
         constants = pack_constants([plan])
         parts = [dataclasses.replace(plan, steps=[step]) for step in plan.steps]
         parts.append(dataclasses.replace(plan, steps=[]))  # what a call costs
         self.constant_bytes = constants.nbytes
-        module = build_module(parts, constants.nbytes, hardware, threads)
+        module = build_module(parts, constants.nbytes, lowering.hardware, threads)
         names = [entry_name(i) for i in range(len(parts))]
         self._place(module, names, _arguments(plan, constants), threads)
 
@@ -146,24 +136,8 @@ def _arguments(plan: Plan, constants: np.ndarray) -> list[np.ndarray]:
     return arrays
 
 
-class Traced(Lowering):
-    """Lowering that remembers what each step is for.
-
-    Attributes:
-        nodes: one per step.
-        kernels: one per step: the kernel that a schedule was chosen for, or nothing.
-    """
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        self.nodes: list[Node | None] = []
-        self.kernels: list[str] = []
-        super().__init__(*arguments, **keywords)
-
-    def emit(self, *arguments: Any, **keywords: Any) -> None:
-        super().emit(*arguments, **keywords)
-        self.nodes.append(self._node)
-        self.kernels.append(self._kernel)
-        self._kernel = ""
+class Traced(Tracing, Lowering):
+    """Lowering for the CPU that remembers what each step is for."""
 
     def _arrange(self, parts: Sequence[tuple[int, Step]]) -> None:
         super()._arrange(parts)

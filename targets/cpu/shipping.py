@@ -9,9 +9,11 @@ from pwopt.errors import TuningError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
 from pwopt.precision import Precision
-from pwopt.targets.cpu.schedules import family_key, machine_key
-from pwopt.targets.cpu.tuner import confirm
+from pwopt.targets.cpu.profile import TimedPlan
+from pwopt.targets.cpu.schedules import family_key
+from pwopt.targets.cpu.tuner import job
 from pwopt.targets.database import TuningDatabase
+from pwopt.targets.tuner import confirm
 
 GAIN = 0.98  # of the untuned time, in each of two measurements, is the most that is shipped
 
@@ -44,10 +46,9 @@ def write_schedules(
         CodegenError: a node has no kernel of ours.
         TuningError: the database or the file cannot be used.
     """
-    machine, family = machine_key(hardware), family_key(hardware)
-    best = database.best(machine, GAIN)
-    measured = confirm(graph, hardware, threads, best, precision).measurements
-    database.record(machine, measured)
+    wanted, family = job(graph, hardware, threads, precision), family_key(hardware)
+    measured = confirm(wanted, database.best(wanted.key, GAIN), TimedPlan).measurements
+    database.record(wanted.key, measured)
     kept = {m.kernel: m.schedule for m in measured if m.ratio < GAIN}
     try:
         known = json.loads(path.read_text()) if path.exists() else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import weakref
 from bisect import bisect_right
@@ -224,7 +225,7 @@ class LoadedLaunches:
             return session.seconds(inputs, calls)
 
     def kernel_us(self, inputs: Sequence[np.ndarray]) -> list[float]:
-        """Microseconds of each launch, one after the other."""
+        """Microseconds of each launch, one after the other, less what measuring costs."""
         with self._session() as session:
             return session.kernel_us(inputs)
 
@@ -296,6 +297,8 @@ class _Session:
         self._graph: Any = None  # for NumPy, with copies
         self._bare: Any = None  # of kernels alone
         self._nodes: list[Any] = []  # of the latter
+        self._timed: Any = None  # of kernels one after the other, with the events between them
+        self._marks: list[Any] = []
         with contextlib.ExitStack() as undo:
             self.stream = _call(driver.cuStreamCreate, 1)  # does not wait for the default stream
             undo.callback(_quietly, driver.cuStreamDestroy, self.stream)
@@ -345,26 +348,15 @@ class _Session:
         return float(_call(driver.cuEventElapsedTime, begin, end)) * 1e-3 / calls
 
     def kernel_us(self, inputs: Sequence[np.ndarray]) -> list[float]:
-        driver, times = self._driver, []
+        driver = self._driver
+        if self._timed is None:
+            self._timed = self._with_events()
         self._upload(inputs)
-        begin, end = self._events
-        for launch in self._loaded.launches.launches:
-            parameters = self._parameters(launch, self._in.addresses, self._out.addresses)
-            _call(driver.cuEventRecord, begin, self.stream)
-            _call(
-                driver.cuLaunchKernel,
-                self._loaded.function(launch),
-                *launch.grid,
-                *(launch.threads, 1, 1),
-                launch.shared_bytes,
-                self.stream,
-                parameters,
-                0,
-            )
-            _call(driver.cuEventRecord, end, self.stream)
-            _call(driver.cuEventSynchronize, end)
-            times.append(1e3 * float(_call(driver.cuEventElapsedTime, begin, end)))
-        return times
+        _call(driver.cuGraphLaunch, self._timed, self.stream)
+        _call(driver.cuStreamSynchronize, self.stream)
+        pairs = itertools.pairwise(self._marks)
+        times = [1e3 * float(_call(driver.cuEventElapsedTime, *pair)) for pair in pairs]
+        return [max(t - times[-1], 0.0) for t in times[:-1]]  # less what an event costs
 
     def _upload(self, inputs: Sequence[np.ndarray]) -> None:
         self._in.fill(inputs)
@@ -391,6 +383,27 @@ class _Session:
             if any(a.start.kind == "output" for a in launch.writes)
         ]
         self._copy_node(graph, writers, self._out, to_device=False)
+        return self._instance(graph)
+
+    def _with_events(self) -> Any:
+        """The graph of one kernel after the other, an event before and after each, two at the end.
+
+        The device waits for nothing but the kernel between two events: all of it is launched once.
+        """
+        driver, graph, after = self._driver, self._new_graph(), list[Any]()
+
+        def mark() -> None:
+            event = _call(driver.cuEventCreate, 0)
+            self._undo.callback(_quietly, driver.cuEventDestroy, event)
+            self._marks.append(event)
+            after[:] = [_call(driver.cuGraphAddEventRecordNode, graph, after, len(after), event)]
+
+        mark()
+        for launch in self._loaded.launches.launches:
+            with self._node_parameters(launch, self._in.addresses, self._out.addresses) as node:
+                after[:] = [_call(driver.cuGraphAddKernelNode, graph, after, len(after), node)]
+            mark()
+        mark()
         return self._instance(graph)
 
     def _place(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from pwopt.targets.cuda.kernels.copy import copy, fill, pad_channels
 from pwopt.targets.lowering import element_type, static_shape
 from pwopt.targets.placement import Slice
 from pwopt.targets.plan import Pointer, Step, Tensor, place
+from pwopt.targets.schedules import Schedules
 from pwopt.targets.views import View, itemsize
 
 STORED = {"fp16": "float16", "bf16": "bfloat16", "tf32": "float32", "fp32": "float32"}
@@ -31,15 +32,31 @@ class CudaLowering(common.Lowering):
         arch: to generate code for.
         precision: of products: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         dtype: that float32 values are stored as between kernels.
-        gpu: whose peaks predicted times assume.
+        gpu: that is filled, and whose peaks predicted times assume.
         enlarged: images that their reader enlarges, as (N, H, W, C), with the factors.
     """
 
-    def __init__(self, graph: Graph, arch: Arch, precision: str) -> None:
-        super().__init__(graph)
+    def __init__(
+        self,
+        graph: Graph,
+        arch: Arch,
+        precision: str,
+        schedules: Schedules | None = None,
+        gpu: Gpu | None = None,
+    ) -> None:
+        """Prepares the lowering.
+
+        Args:
+            graph: is not changed.
+            arch: to generate code for.
+            precision: of products: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+            schedules: tuned ones.
+            gpu: to fill; a usual one of the architecture if left out.
+        """
+        super().__init__(graph, schedules)
         self.arch, self.precision, self.dtype = arch, precision, STORED[precision]
         usual = GPUS["H200" if arch.capability >= (9, 0) else "A100-SXM4-80GB"]
-        self.gpu: Gpu = next((g for g in GPUS.values() if g.arch == arch.name), usual)
+        self.gpu = gpu or next((g for g in GPUS.values() if g.arch == arch.name), usual)
         self.enlarged: dict[Value, tuple[Tensor, tuple[int, int]]] = {}
 
     # --- memory ---------------------------------------------------------------------------------

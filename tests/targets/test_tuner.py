@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from pwopt.ir.graph import Graph
 from pwopt.models import blocks
 from pwopt.models.suite import SUITE
 from pwopt.precision import Precision
-from pwopt.targets.cpu import tuner
+from pwopt.targets import tuner
 from pwopt.targets.cpu.compile import compile_graph
-from pwopt.targets.cpu.profile import traced
-from pwopt.targets.cpu.schedules import Schedules, machine_key, shipped
+from pwopt.targets.cpu.profile import TimedPlan, traced
+from pwopt.targets.cpu.schedules import machine_key, shipped
+from pwopt.targets.cpu.tuner import job
 from pwopt.targets.database import Measurement, TuningDatabase
+from pwopt.targets.schedules import Schedules
 
 HOST = hardware.host()
 BLOCKS = ("bottleneck", "inverted_residual", "fc_head")
@@ -28,6 +31,15 @@ BLOCKS = ("bottleneck", "inverted_residual", "fc_head")
 
 def optimized(name: str, size: int = 12) -> Graph:
     return pwopt.optimize(blocks.BLOCKS[name](size=size), verify=False).graph
+
+
+def tune(
+    graph: Graph,
+    database: TuningDatabase,
+    seconds: float = 1e6,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuner.Tuned:
+    return tuner.tune(job(graph, HOST), database, seconds, [TimedPlan], progress)
 
 
 @pytest.fixture
@@ -71,13 +83,13 @@ def test_measures_each_schedule_once(
 ) -> None:
     monkeypatch.setattr(tuner, "MAX_CANDIDATES", 3)
     graph = optimized("bottleneck")
-    first = tuner.tune(graph, HOST, 1, database, 1e6)
+    first = tune(graph, database)
     assert first.finished
     assert first.measured > first.kernels > 0
     known = database.measured(machine_key(HOST))
     assert known.keys() == {k for k in traced(graph, HOST).kernels if k}
     assert all(len(schedules) <= 3 for schedules in known.values())
-    again = tuner.tune(graph, HOST, 1, database, 1e6)
+    again = tune(graph, database)
     assert again.measured == 0
     assert again.finished
 
@@ -93,9 +105,9 @@ def test_goes_on_where_it_was_stopped(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tuner.tune(graph, HOST, 1, database, 1e6, progress=stop)
+        tune(graph, database, progress=stop)
     before = sum(map(len, database.measured(machine_key(HOST)).values()))
-    rest = tuner.tune(graph, HOST, 1, database, 1e6)
+    rest = tune(graph, database)
     after = sum(map(len, database.measured(machine_key(HOST)).values()))
     assert before > 0
     assert rest.measured > 0
@@ -103,7 +115,7 @@ def test_goes_on_where_it_was_stopped(
 
 
 def test_no_time_no_measurement(database: TuningDatabase) -> None:
-    assert tuner.tune(optimized("bottleneck"), HOST, 1, database, 0.0).measured == 0
+    assert tune(optimized("bottleneck"), database, 0.0).measured == 0
 
 
 def test_a_database_decides_the_build(database: TuningDatabase) -> None:

@@ -49,6 +49,14 @@ class Tile:
     split: int = 1
     tensor_cores: bool = True
 
+    def __str__(self) -> str:
+        """Names it in the tuning database."""
+        units = "" if self.tensor_cores else ", no tensor cores"
+        return (
+            f"{self.bm}x{self.bn} in {self.warps_m}x{self.warps_n} warps, {self.row_bytes} bytes, "
+            f"{self.stages} stages, split {self.split}{units}"
+        )
+
     @property
     def threads(self) -> int:
         """Of a block."""
@@ -157,9 +165,16 @@ def choose_tile(
         gpu: to fill; a typical one of the architecture if left out.
         tensor_cores: whether its products are theirs; always so but for float32.
     """
+    return ranked(geometry, arch, gpu, tensor_cores=tensor_cores)[0]
+
+
+def ranked(
+    geometry: Geometry, arch: Arch, gpu: Gpu | None = None, *, tensor_cores: bool = True
+) -> list[Tile]:
+    """The candidates, those of the least estimated time first; arguments as :func:`choose_tile`."""
     gpu = gpu or typical(arch)
     tiles = candidates(geometry, arch, tensor_cores=tensor_cores)
-    return min(tiles, key=lambda tile: (cycles(geometry, tile, arch, gpu), tile.split))
+    return sorted(tiles, key=lambda tile: (cycles(geometry, tile, arch, gpu), tile.split))
 
 
 def typical(arch: Arch) -> Gpu:

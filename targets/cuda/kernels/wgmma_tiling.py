@@ -44,6 +44,13 @@ class WgmmaTile:
     blocks: int = 132
     cluster: int = 1
 
+    def __str__(self) -> str:
+        """Names it in the tuning database."""
+        return (
+            f"wgmma {self.pixels}x{self.columns}, {self.stages} stages, split {self.splits}, "
+            f"{self.blocks} blocks in clusters of {self.cluster}"
+        )
+
 
 @dataclass(frozen=True)
 class Boxes:
@@ -251,8 +258,13 @@ def choose_wgmma(geometry: Geometry, arch: Arch, gpu: Gpu) -> WgmmaTile:
         arch: whose shared memory the tile has to fit.
         gpu: to fill.
     """
-    alone = (t for t in wgmma_candidates(geometry, arch, gpu) if t.cluster == 1)
-    return min(alone, key=lambda tile: predicted_cycles(Shape(geometry, tile)))
+    return next(t for t in ranked_wgmma(geometry, arch, gpu) if t.cluster == 1)
+
+
+def ranked_wgmma(geometry: Geometry, arch: Arch, gpu: Gpu) -> list[WgmmaTile]:
+    """The candidates, those of the least predicted time first; arguments as there."""
+    tiles = wgmma_candidates(geometry, arch, gpu)
+    return sorted(tiles, key=lambda tile: predicted_cycles(Shape(geometry, tile)))
 
 
 def wgmma_candidates(geometry: Geometry, arch: Arch, gpu: Gpu) -> Iterator[WgmmaTile]:

@@ -23,6 +23,7 @@ from pwopt.targets.cuda.kernels.tiling import (
     choose_tile,
     counters,
     cycles,
+    ranked,
     workspace_bytes,
 )
 from pwopt.targets.cuda.kernels.wgmma import wgmma
@@ -32,6 +33,7 @@ from pwopt.targets.cuda.kernels.wgmma_tiling import (
     choose_wgmma,
     pack_wgmma,
     predicted_cycles,
+    ranked_wgmma,
     takes,
 )
 from pwopt.targets.cuda.lowering import CudaLowering
@@ -260,12 +262,24 @@ class _Call:
     def _tile(self, geometry: Geometry) -> Tile | WgmmaTile:
         lowering = self.lowering
         arch, gpu, cores = lowering.arch, lowering.gpu, lowering.precision != "fp32"
-        tile = choose_tile(geometry, arch, gpu, tensor_cores=cores)
-        if cores and arch.wgmma and takes(geometry):
-            other = choose_wgmma(geometry, arch, gpu)
-            if predicted_cycles(Shape(geometry, other)) <= cycles(geometry, tile, arch, gpu):
-                return other
-        return tile
+
+        def rule() -> Tile | WgmmaTile:
+            tile = choose_tile(geometry, arch, gpu, tensor_cores=cores)
+            if cores and arch.wgmma and takes(geometry):
+                other = choose_wgmma(geometry, arch, gpu)
+                if predicted_cycles(Shape(geometry, other)) <= cycles(geometry, tile, arch, gpu):
+                    return other
+            return tile
+
+        def candidates() -> list[Tile | WgmmaTile]:
+            tiles = ranked(geometry, arch, gpu, tensor_cores=cores)
+            if not cores or not arch.wgmma or not takes(geometry):
+                return [*tiles]
+            # In turns, because the two estimates are not of one scale.
+            turns = itertools.zip_longest(ranked_wgmma(geometry, arch, gpu), tiles)
+            return [tile for pair in turns for tile in pair if tile is not None]
+
+        return lowering.schedule(f"conv {geometry}, {lowering.precision}", rule, candidates)
 
     def _matrix(self, tensor: Tensor) -> tuple[Pointer, View]:
         """An image as (pixels, C)."""

@@ -1,0 +1,86 @@
+"""What is checked of tuning with the emulated driver, whose kernels take a microsecond a block."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pwopt
+from pwopt.models import blocks
+from pwopt.targets import tuner
+from pwopt.targets.cuda.arch import arch
+from pwopt.targets.cuda.device import current
+from pwopt.targets.cuda.measure import TimedLaunches, here
+from pwopt.targets.cuda.module import generate
+from pwopt.targets.cuda.tuner import arch_for, job
+from pwopt.targets.database import TuningDatabase
+from pwopt.targets.plan import assign_offsets, pack_constants
+from pwopt.targets.schedules import Schedules
+from tests.targets.cuda.driver.compiler import EmptyKernels
+
+tuner.MAX_CANDIDATES = 8
+GRAPH = pwopt.optimize(blocks.bottleneck(size=12), verify=False).graph
+MACHINES = [functools.partial(TimedLaunches, here, compiler=EmptyKernels())]
+
+
+def wanted(name: str, precision: str = "fp16") -> tuner.Job:
+    gpu = current()
+    assert arch_for(gpu.name, gpu.capability).name == "sm_90a"
+    return job(GRAPH, gpu.name, arch(name), precision)
+
+
+def thread_blocks(made: tuner.Job, schedules: dict[str, str]) -> int:
+    plan = made.trace(Schedules(schedules)).plan
+    assign_offsets(plan)
+    pack_constants([plan])
+    (launches,) = generate([plan], made.key.split()[-3]).launches
+    return sum(math.prod(each.grid) for each in launches.launches)
+
+
+def check_finds_the_fastest(folder: Path) -> None:
+    for name in ("sm_90", "sm_90a"):
+        made, database = wanted(name), TuningDatabase(folder / f"{name}.sqlite")
+        found = tuner.tune(made, database, 1e6, MACHINES)
+        assert found.finished
+        assert found.measured > found.kernels == 3
+        best = database.best(made.key)
+        assert found.faster == len(best) > 0
+        assert round(found.untuned_us) == thread_blocks(made, {})
+        assert round(found.tuned_us) == thread_blocks(made, best)
+        assert found.tuned_us < found.untuned_us
+        every = {text for texts in database.measured(made.key).values() for text in texts}
+        assert any("wgmma" in text for text in every) == (name == "sm_90a")
+        assert tuner.tune(made, database, 1e6, MACHINES).measured == 0
+
+
+def check_is_killed(folder: Path) -> None:
+    def kill(text: str) -> None:
+        if not text.startswith("tuning: 0 "):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    database = TuningDatabase(folder / "killed.sqlite")
+    tuner.tune(wanted("sm_90"), database, 1e6, MACHINES, kill)
+
+
+def check_goes_on(folder: Path) -> None:
+    made, database = wanted("sm_90"), TuningDatabase(folder / "killed.sqlite")
+    before = sum(map(len, database.measured(made.key).values()))
+    found = tuner.tune(made, database, 1e6, MACHINES)
+    search = tuner.Search({})
+    made.trace(search)
+    assert before > 0
+    assert found.finished
+    assert before + found.measured == sum(map(len, search.candidates.values()))
+
+
+def check_time_is_kept(folder: Path) -> None:
+    database = TuningDatabase(folder / "none.sqlite")
+    assert tuner.tune(wanted("sm_90"), database, 0.0, MACHINES).measured == 0
+
+
+if __name__ == "__main__":
+    globals()[f"check_{sys.argv[1]}"](Path(sys.argv[2]))
