@@ -128,6 +128,8 @@ def build(
                     progress=progress,
                     precision=request.code.formats(request.target).compute,
                     fc_weights=request.code.fc_weights,
+                    target=request.target,
+                    arch=request.code.arch,
                 )
             progress("compiling")
             executable, made = driver.compile_optimized(made, request.code)
@@ -172,10 +174,13 @@ def _check_cuda(request: Request) -> None:
     from pwopt.targets.cuda.arch import archs
     from pwopt.targets.cuda.toolchain import find_compiler
 
+    wanted = archs(request.code.arch) if request.code.arch is not None else ()
     if request.tune_seconds is not None:
-        raise UsageError("--tune is for --target cpu")
-    if request.code.arch is not None:
-        archs(request.code.arch)
+        from pwopt.targets.cuda import device
+
+        if len(wanted) > 1:
+            raise UsageError("--tune measures on the GPU here: one --arch")
+        device.current()
     find_compiler()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from pwopt.hardware import Hardware
 from pwopt.precision import Precision
 
 if TYPE_CHECKING:
-    from pwopt.targets.tuner import Tuned
+    from pwopt.ir.graph import Graph
+    from pwopt.targets.tuner import Job, Machine, Tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +24,12 @@ class Fleet:
     Attributes:
         tracker: HOST:PORT.
         key: that the machines registered with.
-        machine: what they are.
+        machine: what they are; GPUs say it themselves.
     """
 
     tracker: str
     key: str
-    machine: Hardware
+    machine: Hardware | None = None
 
 
 def tune(
@@ -39,9 +41,11 @@ def tune(
     fleet: Fleet | None = None,
     input_shapes: driver.Shapes | None = None,
     progress: driver.Progress | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     fc_weights: str = "fp32",
     export: Path | None = None,
+    target: str = "cpu",
+    arch: str | None = None,
 ) -> Tuned:
     """Measures schedules of a model's kernels and records them in the tuning database.
 
@@ -56,13 +60,17 @@ def tune(
         fleet: machines to measure on; this one if left out.
         input_shapes: sizes for open dimensions, by input name.
         progress: called with a few words at the start of each step.
-        precision: of the kernels: a schedule holds for the formats that it was measured with.
+        precision: of the kernels, the target's default if left out: a schedule holds for the
+            formats that it was measured with.
         fc_weights: likewise.
         export: a file of schedules such as pwopt ships. What is 2 % faster, and once more when it
             is measured again, is written there.
+        target: "cpu", or "cuda" for the GPU here or those of the fleet.
+        arch: of the code for a GPU, the best that it runs if left out.
 
     Raises:
-        UsageError: no time, an unknown format, open dimensions, or a fleet and a file.
+        UsageError: no time, an unknown format, open dimensions, or a fleet and a file, or an
+            option of the other target.
         CodegenError: a node has no kernel of ours.
         TuningError: the database or the fleet cannot be used.
     """
@@ -70,31 +78,67 @@ def tune(
         raise UsageError(f"{seconds:g} seconds, {threads} threads: both must be positive")
     if export and fleet:
         raise UsageError("--export measures on this machine; leave out --tracker")
-    formats = Precision.of("cpu", precision, fc_weights)
+    driver.check_target(target)
+    formats = Precision.of(target, precision, fc_weights)
+    if target == "cuda" and export:
+        raise UsageError("--export: only --target cpu has it")
+    if target == "cpu" and arch:
+        raise UsageError(f"--arch {arch}: only --target cuda has it")
     from pwopt.targets import tuner
-    from pwopt.targets.cpu.fleet import machines
-    from pwopt.targets.cpu.profile import TimedPlan
-    from pwopt.targets.cpu.shipping import write_schedules
-    from pwopt.targets.cpu.tuner import job
     from pwopt.targets.database import TuningDatabase, default_path
 
     step = progress or (lambda _: None)
-    machine = fleet.machine if fleet else hardware.host()
+    machine = (fleet.machine if fleet else None) or hardware.host()
     graph, _ = driver.read(model, input_shapes)
     if graph is not model:
         step("optimizing")
         graph = driver.optimize(
-            graph, verify=False, hardware=machine, precision=precision, fc_weights=fc_weights
+            graph,
+            target,
+            verify=False,
+            hardware=machine,
+            precision=formats.compute,
+            fc_weights=fc_weights,
         ).graph
     known = TuningDatabase(database or default_path())
-    tuned = tuner.tune(
-        job(graph, machine, threads, formats),
-        known,
-        seconds,
-        machines(fleet.tracker, fleet.key) if fleet else (TimedPlan,),
-        step,
-    )
+    if target == "cuda":
+        job, machines = _gpus(graph, formats, fleet, arch)
+    else:
+        job, machines = _cpus(graph, formats, fleet, machine, threads)
+    tuned = tuner.tune(job, known, seconds, machines, step)
     if export:
+        from pwopt.targets.cpu.shipping import write_schedules
+
         step("measuring the best again")
         write_schedules(graph, machine, threads, known, export, formats)
     return tuned
+
+
+def _cpus(
+    graph: Graph, formats: Precision, fleet: Fleet | None, machine: Hardware, threads: int
+) -> tuple[Job, Sequence[Machine]]:
+    from pwopt.targets.cpu.fleet import machines
+    from pwopt.targets.cpu.profile import TimedPlan
+    from pwopt.targets.cpu.tuner import job
+
+    found = machines(fleet.tracker, fleet.key) if fleet else [TimedPlan]
+    return job(graph, machine, threads, formats), found
+
+
+def _gpus(
+    graph: Graph, formats: Precision, fleet: Fleet | None, arch: str | None
+) -> tuple[Job, Sequence[Machine]]:
+    from pwopt.targets.cuda import device
+    from pwopt.targets.cuda.fleet import gpus
+    from pwopt.targets.cuda.measure import local
+    from pwopt.targets.cuda.toolchain import find_compiler
+    from pwopt.targets.cuda.tuner import arch_for, job
+
+    find_compiler()  # before the work, if there is none
+    machines: Sequence[Machine]
+    if fleet:
+        name, capability, machines = gpus(fleet.tracker, fleet.key)
+    else:
+        gpu = device.current()
+        name, capability, machines = gpu.name, gpu.capability, [local]
+    return job(graph, name, arch_for(name, capability, arch), formats.compute), machines

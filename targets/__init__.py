@@ -58,7 +58,7 @@ def compile_graph(
     from pwopt.precision import Precision
 
     if target == "cuda":
-        return _compile_cuda(graph, arch, precision, dict(metadata or {}))
+        return _compile_cuda(graph, arch, precision, dict(metadata or {}), database)
     from pwopt.targets.cpu.compile import compile_graph as compile_cpu
     from pwopt.targets.cpu.schedules import machine_key, shipped
     from pwopt.targets.database import TuningDatabase, default_path
@@ -84,15 +84,24 @@ def compile_graph(
 
 
 def _compile_cuda(
-    graph: Graph, arch: str | None, precision: Precision | None, metadata: dict[str, Any]
+    graph: Graph,
+    arch: str | None,
+    precision: Precision | None,
+    metadata: dict[str, Any],
+    database: Path | None,
 ) -> Executable:
     from pwopt.precision import Precision
     from pwopt.targets.cuda.arch import archs
     from pwopt.targets.cuda.compile import compile_graph
-    from pwopt.targets.cuda.device import usual_arch
+    from pwopt.targets.cuda.device import name_of_gpu, usual_arch
+    from pwopt.targets.cuda.schedules import tuned
+    from pwopt.targets.database import TuningDatabase, default_path
+    from pwopt.targets.schedules import Schedules
 
     if arch is None:
         arch, remark = usual_arch()
         metadata |= {"arch_remark": remark} if remark else {}
     formats = precision or Precision.of("cuda")
-    return compile_graph(graph, archs(arch), formats.compute, metadata)
+    known, gpu, wanted = TuningDatabase(database or default_path()), name_of_gpu(), archs(arch)
+    schedules = {each.name: Schedules(tuned(known, each, gpu)) for each in wanted}
+    return compile_graph(graph, wanted, formats.compute, metadata, schedules=schedules)

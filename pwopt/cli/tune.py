@@ -13,9 +13,9 @@ from pwopt.cli.options import (
     FcWeightsOption,
     JsonOption,
     ModelArgument,
-    PrecisionOption,
     QuietOption,
     ShapeOption,
+    TargetPrecisionOption,
     ThreadsOption,
     parse_shapes,
 )
@@ -28,7 +28,11 @@ def tune(
     threads: ThreadsOption = 1,
     database: DatabaseOption = None,
     input_shape: ShapeOption = None,
-    precision: PrecisionOption = "fp32",
+    target: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    arch: Annotated[
+        str | None, typer.Option(metavar="sm_80", help="Of the code for a GPU; default: its own.")
+    ] = None,
+    precision: TargetPrecisionOption = None,
     fc_weights: FcWeightsOption = "fp32",
     tracker: Annotated[
         str | None,
@@ -65,6 +69,8 @@ def tune(
             precision=precision,
             fc_weights=fc_weights,
             export=export,
+            target=target,
+            arch=arch,
         )
     if json_:
         print_json(report.plain_json(found))

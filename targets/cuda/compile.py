@@ -16,6 +16,7 @@ from pwopt.targets.cuda.toolchain import Cubin, compile_sources, find_compiler, 
 from pwopt.targets.executable import Executable, Manifest
 from pwopt.targets.lowering import Lowering
 from pwopt.targets.plan import assign_offsets, pack_constants
+from pwopt.targets.schedules import Schedules
 from pwopt.targets.segments import inputs_of, lower, outputs_of, report, with_identities
 
 # From CUDA text, by kernel, to machine code; the second argument is the architecture.
@@ -28,6 +29,7 @@ def compile_graph(
     precision: str,
     metadata: Mapping[str, Any] | None = None,
     assemble: Assemble | None = None,
+    schedules: Mapping[str, Schedules] | None = None,
 ) -> Executable:
     """Compiles a graph; nodes without a kernel run in ONNX Runtime inside the executable.
 
@@ -37,6 +39,7 @@ def compile_graph(
         precision: of products: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         metadata: stored in the executable.
         assemble: makes machine code; NVIDIA's compiler if left out.
+        schedules: tuned ones, by architecture.
 
     Raises:
         CodegenError: there is no compiler, or it refuses a kernel.
@@ -45,7 +48,9 @@ def compile_graph(
         find_compiler()  # before the work, if there is none
         assemble = with_compiler
     graph = with_identities(graph)
-    lowered = lower(graph, [_variant(arch, precision) for arch in archs], RULES)
+    tuned = schedules or {}
+    variants = [_variant(arch, precision, tuned.get(arch.name)) for arch in archs]
+    lowered = lower(graph, variants, RULES)
     every = [plan for plans in lowered.plans for plan in plans]
     for plan in every:
         assign_offsets(plan)
@@ -76,8 +81,10 @@ def with_compiler(sources: Mapping[str, str], arch: str) -> dict[str, Cubin]:
     return dict(zip(sources, made, strict=True))
 
 
-def _variant(arch: Arch, precision: str) -> Callable[[Graph], Lowering]:
-    return lambda part: CudaLowering(part, arch, precision)
+def _variant(
+    arch: Arch, precision: str, schedules: Schedules | None
+) -> Callable[[Graph], Lowering]:
+    return lambda part: CudaLowering(part, arch, precision, schedules)
 
 
 def _packed(

@@ -64,6 +64,14 @@ def usual_arch() -> tuple[str, str]:
     return arch, ""
 
 
+def name_of_gpu() -> str | None:
+    """The driver's name of the GPU here, or None where there is none."""
+    try:
+        return str(current().name)
+    except CodegenError:
+        return None
+
+
 @functools.cache
 def _driver() -> Any:
     """The driver's bindings, once the driver is there."""

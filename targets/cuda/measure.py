@@ -105,3 +105,8 @@ class TimedLaunches:
     def run(self) -> list[float]:
         """One inference: microseconds of each kernel."""
         return self._times()
+
+
+def local(lowering: TracedCuda) -> TimedLaunches:
+    """A lowered graph on the GPU of this machine."""
+    return TimedLaunches(here, lowering)

@@ -90,7 +90,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--target", "cuda", "--arch", "sm_91"], "--arch sm_91: unknown architecture, did you"),
         (["--target", "cuda", "--precision", "int8"], "--precision int8: one of "),
         (["--target", "cuda", "--fc-weights", "int8"], "only --target cpu has it"),
-        (["--target", "cuda", "--tune", "1"], "--tune is for --target cpu"),
+        (["--target", "cuda", "--tune", "1", "--arch", "sm_80,sm_90"], "one --arch"),
         (["--precision", "tf32"], "--precision tf32: one of fp32, bf16 is wanted for --target cpu"),
         (["--arch", "sm_80"], "--arch sm_80: only --target cuda has it"),
     ],

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 import pwopt
-from pwopt.errors import TuningError, UsageError
+from pwopt import cli
+from pwopt.errors import CodegenError, TuningError, UsageError
 from pwopt.ir.graph import Graph
 from pwopt.models import blocks
 from pwopt.targets import tuner
-from pwopt.targets.cuda import fleet
+from pwopt.targets.cuda import device, fleet
 from pwopt.targets.cuda.arch import arch
 from pwopt.targets.cuda.schedules import machine_key, tuned
 from pwopt.targets.cuda.tuner import arch_for, job, lower_half
 from pwopt.targets.database import Measurement, TuningDatabase
 from pwopt.targets.schedules import Schedules
-from tests.targets.cuda.driver import check, environment
+from tests.targets.cuda.driver import ROOT, check, environment
 from tests.targets.cuda.driver.compiler import EmptyKernels
 from tests.targets.fleet_helpers import KEY, Fleet
 
@@ -30,9 +31,22 @@ def graph() -> Graph:
     return pwopt.optimize(blocks.bottleneck(size=12), verify=False).graph
 
 
-@pytest.mark.parametrize("name", ["finds_the_fastest", "time_is_kept"])
+@pytest.mark.parametrize("name", ["finds_the_fastest", "time_is_kept", "command_line"])
 def test_with_the_emulated_driver(name: str, emulated_driver: Path, tmp_path: Path) -> None:
     tune(name, emulated_driver, tmp_path)
+
+
+def test_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> device.CudaDevice:
+        raise CodegenError("no NVIDIA driver was found")
+
+    monkeypatch.setattr(device, "current", none)
+    model = str(ROOT / "models" / "data" / "mnist-conv.onnx")
+    for command in (["tune", model], ["optimize", model, "-o", str(tmp_path / "o"), "--tune", "5"]):
+        assert cli.run([*command, "--target", "cuda", "-q"]) == 1
+        assert capsys.readouterr().err == "pwopt: no NVIDIA driver was found\n"
 
 
 def test_goes_on_after_a_kill(emulated_driver: Path, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pwopt
+from pwopt import cli
 from pwopt.models import blocks
 from pwopt.targets import tuner
+from pwopt.targets.cuda import toolchain
 from pwopt.targets.cuda.arch import arch
 from pwopt.targets.cuda.device import current
 from pwopt.targets.cuda.measure import TimedLaunches, here
@@ -20,6 +22,7 @@ from pwopt.targets.cuda.tuner import arch_for, job
 from pwopt.targets.database import TuningDatabase
 from pwopt.targets.plan import assign_offsets, pack_constants
 from pwopt.targets.schedules import Schedules
+from tests.targets.cuda.driver import ROOT
 from tests.targets.cuda.driver.compiler import EmptyKernels
 
 tuner.MAX_CANDIDATES = 8
@@ -80,6 +83,23 @@ def check_goes_on(folder: Path) -> None:
 def check_time_is_kept(folder: Path) -> None:
     database = TuningDatabase(folder / "none.sqlite")
     assert tuner.tune(wanted("sm_90"), database, 0.0, MACHINES).measured == 0
+
+
+def check_command_line(folder: Path) -> None:
+    toolchain.find_compiler = EmptyKernels
+    tuner.MAX_CANDIDATES = 4
+    model, database = ROOT / "models" / "data" / "mnist-conv.onnx", folder / "command.sqlite"
+    arguments = ["--target", "cuda", "--database", str(database), "-q"]
+    assert cli.run(["tune", str(model), "--seconds", "1000", "--json", *arguments]) == 0
+    folders = [folder / "tuned", folder / "untuned"]
+    tuned = ["optimize", str(model), *arguments, "--tune", "1000", "--no-verify"]
+    assert cli.run([*tuned, "-o", str(folders[0])]) == 0
+    made = [pwopt.load_executable(folders[0] / "model.so"), pwopt.compile(model, "cuda")]
+    grids = [
+        [each.grid for s in m.manifest.segments for each in s.launches["sm_90a"].launches]
+        for m in made
+    ]
+    assert grids[0] != grids[1]
 
 
 if __name__ == "__main__":
