@@ -25,7 +25,7 @@ NETWORKS = ("resnet", "mobilenet_v2_seeded", "squeezenet_v1_1", "googlenet", "de
 BATCHES = (1, 32)
 ARCHS = ("sm_80", "sm_90a")
 GPU_NAMES = {"sm_80": "A100-SXM4-80GB"}  # of an architecture; H200 for the others
-PRODUCTS = ("conv", "wgmma_conv")
+PRODUCTS = ("conv", "wgmma")
 TENSOR_CORES = ("HMMA", "HGMMA")
 
 

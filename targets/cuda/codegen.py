@@ -33,6 +33,7 @@ WIDEST = 16  # bytes of the widest load and store
 _ELEMENTS = 2**31 - 1  # behind a pointer: offsets are computed in 32 bits
 _SHARED_ALIGNMENT = 1024  # bytes; what 128-byte swizzles of the tensor memory accelerator want
 
+_ROLLED = "pw_rolled"
 _COPY = """
 __forceinline__ __device__ void pw_copy_{0}(void* to, const void* from) {{
   *({1}*)to = *(const {1}*)from;
@@ -278,6 +279,15 @@ def serial(extent: Expr) -> Iterator[Expr]:
 
 
 @contextmanager
+def rolled(extent: Expr) -> Iterator[Expr]:
+    """A loop that nvcc must not unroll, though it be short: its body fills the registers."""
+    if not (isinstance(extent, int) and extent == 1):
+        call(_ROLLED, source=f"\n__forceinline__ __device__ void {_ROLLED}() {{}}\n")
+    with serial(extent) as i:
+        yield i
+
+
+@contextmanager
 def unrolled(extent: int) -> Iterator[Expr]:
     """A loop that nvcc unrolls; one iteration is no loop at all."""
     if extent == 1:
@@ -366,7 +376,8 @@ def source(kernels: Mapping[str, Kernel], arch: str) -> str:
         if made.cluster > 1:  # for which TVM has no words
             bounds = rf"(?=__launch_bounds__\([\d, ]+\) {name}\()"
             text = re.sub(bounds, f"__cluster_dims__({made.cluster}, 1, 1) ", text)
-    return text
+    # TVM has no words for this, either: a statement marks the loop that follows it.
+    return re.sub(rf"{_ROLLED}\(\);\n(?=\s*for )", "#pragma unroll 1\n", text)
 
 
 _compiling = Lock()

@@ -32,6 +32,7 @@ from pwopt.targets.cuda.codegen import (
     kernel,
     let,
     ptx,
+    rolled,
     serial,
     unrolled,
     when,
@@ -261,7 +262,7 @@ class _Conv:
         self.tile_row = let(self.block.warp // self.tile.warps_n * self.warp_m, "tile_row")
         self.tile_column = let(self.block.warp % self.tile.warps_n * self.warp_n, "tile_column")
         self.lane = let(lane, "lane")
-        with serial(self.count) as step:
+        with rolled(self.count) as step:
             ptx("cp.async.wait_group", stages - 2)
             barrier()
             with when(step + (stages - 1) < self.count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from pwopt.targets.cuda.codegen import (
     branch,
     kernel,
     let,
+    rolled,
     serial,
     source,
     unrolled,
@@ -161,6 +163,21 @@ def test_the_register_bound_of_several_blocks_reaches_the_text() -> None:
         blocks_per_multiprocessor=3,
     )
     assert "__launch_bounds__(32, 3) k(" in source({"k": made}, "sm_80")
+
+
+def test_a_rolled_loop_is_not_unrolled() -> None:
+    def body(block: Block, y: Memory) -> None:
+        with rolled(9) as i:
+            y[i] = block.thread
+        with serial(7) as i:
+            y[i] = block.thread
+        with rolled(1) as i:
+            y[i] = block.thread
+
+    text = source({"k": kernel(["int32"], body, grid=(1, 1, 1), threads=32)}, "sm_80")
+    (extent,) = re.findall(r"#pragma unroll 1\n\s*for \(int \w+ = 0; \w+ < (\d+);", text)
+    assert extent == "9"
+    assert "pw_rolled();" not in text
 
 
 def test_constant_conditions_leave_no_branch() -> None:
