@@ -248,8 +248,8 @@ class _Bottlenecks:
         if plan == self.unchanged or after < _NETWORK_PAYS * before:
             return plan
         self.why_nothing = (
-            f"the network would take {after:.3g} us instead of {before:.3g}, {how}: "
-            f"{1 - after / before:.1%} less, and {1 - _NETWORK_PAYS:.0%} would be worth a loss"
+            f"the network would take {after:.3g} us instead of {before:.3g}, {how}; "
+            f"{1 - _NETWORK_PAYS:.0%} less would be worth a loss"
         )
         for layer, choice in zip(self.layers, plan, strict=True):
             if not choice.keeps:
