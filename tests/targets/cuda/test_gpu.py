@@ -145,3 +145,14 @@ def test_compare_measures_on_the_device(small: Path) -> None:
     on_device = table["compiled"].device_ms
     assert on_device is not None
     assert on_device.median > 0
+
+
+def test_tuned_kernels_agree_with_onnxruntime(tmp_path: Path) -> None:
+    model, database = DATA / NETWORKS[0], tmp_path / "tuning.sqlite"
+    found = pwopt.tune(model, 60, target="cuda", precision="fp16", database=database)
+    assert found.measured > 0
+    feeds = feeds_of(model)
+    made = pwopt.compile(model, "cuda", precision="fp16", database=database)
+    for name, wanted in ort.OrtModel(model).run(feeds).items():
+        given = made.run(feeds)[name]
+        assert np.abs(given - wanted).max() <= BOUNDS["fp16"] * np.abs(wanted).max()
