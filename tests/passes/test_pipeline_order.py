@@ -107,7 +107,8 @@ def test_long_chain_in_linear_time() -> None:
             each.run(graph, Context())
         return time.process_time() - start
 
-    assert seconds(8000) < 16 * max(seconds(1000), 0.05)
+    # Other work on the machine may slow one of the two down, but not time after time.
+    assert any(seconds(8000) < 16 * max(seconds(1000), 0.05) for _ in range(3))
 
 
 def normalized_branches() -> Graph:
