@@ -109,14 +109,8 @@ def depth_to_space(lowering: Lowering, node: Node) -> None:
         inner, axes = (n, b, b, c // (b * b), h, w), (0, 3, 4, 1, 5, 2)
     else:
         inner, axes = (n, c // (b * b), b, b, h, w), (0, 1, 4, 2, 5, 3)
-    value = lowering.required(node, 0)
-    tensor = lowering.tensor(value)
-    view = tensor.view.reshape(inner)
-    if view is None:
-        tensor = lowering.dense(value)
-        view = tensor.view.reshape(inner)
-        assert view is not None
-    moved = view.permute(axes)
+    tensor = lowering.reshaped(lowering.required(node, 0), inner)
+    moved = tensor.view.permute(axes)
     result = lowering.result(node.out)
     # The copy runs in the six-dimensional view, in which the result can always be seen.
     target = _split_axes(result.view, moved.shape, node.op == "SpaceToDepth")

@@ -222,6 +222,16 @@ class Lowering(ABC):
         dense = View.dense(tensor.view.shape, tensor.view.dtype)
         return self.shared_copy((value, "dense"), lambda: self.copied(tensor, dense))
 
+    def reshaped(self, value: Value, shape: Sequence[int]) -> Tensor:
+        """A value seen under another shape in axis order, copied where its layout forbids that."""
+        tensor = self.tensor(value)
+        view = tensor.view.reshape(shape)
+        if view is None:
+            tensor = self.dense(value)
+            view = tensor.view.reshape(shape)
+            assert view is not None
+        return tensor.with_view(view)
+
     def channels_last(self, value: Value) -> Tensor:
         """An image value with unit channel stride (or a single channel), copied if need be."""
         tensor = self.tensor(value)
@@ -250,6 +260,21 @@ class Lowering(ABC):
             tensor = self.allocate(value, self.stored_dtype(value), order)
         self._tensors[value] = tensor
         return tensor
+
+    def replaceable(
+        self, values: Sequence[Value | None], views: Sequence[View]
+    ) -> tuple[int, int] | None:
+        """Positions of the first operand that the result may replace, and of the result, or None.
+
+        Args:
+            values: the operands.
+            views: of the operands and, last, of the result.
+        """
+        result = len(views) - 1
+        for i, (view, value) in enumerate(zip(views[:-1], values, strict=True)):
+            if self.array(value) is None and view == views[result]:
+                return (i, result)
+        return None
 
     def result_of_concat(self, value: Value) -> Tensor:
         """The whole of a concatenation that several producers write into."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pwopt.targets.in_place import in_place
 from pwopt.targets.views import View
 
 ALIGNMENT = 64  # bytes; every pointer that a kernel gets
@@ -123,7 +124,10 @@ class Step:
         return (self.factory, self.arguments, self.keywords, shared)
 
     def make(self) -> Any:
-        """What the factory makes of the arguments."""
+        """What the factory makes of the arguments: the kernel that the step calls."""
+        if self.shares and self.in_place is not None:
+            with in_place(*self.in_place):
+                return self.factory(*self.arguments, **dict(self.keywords))
         return self.factory(*self.arguments, **dict(self.keywords))
 
     @property

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from pwopt.hardware import Hardware
 from pwopt.targets.cpu import codegen
 from pwopt.targets.machine_code import TIMED, TIMESPEC_BYTES
-from pwopt.targets.plan import SLACK_BYTES, Buffer, Plan, Pointer, Step
+from pwopt.targets.plan import SLACK_BYTES, Buffer, Plan, Pointer
 
 _CLOCK_MONOTONIC = 1  # Linux, on every architecture; the call stays in user space, some 20 ns
 
@@ -45,7 +45,7 @@ def build_module(
             if step.key not in names:
                 name = f"k{len(names)}_{step.kernel_name}"
                 names[step.key] = name
-                module[name] = _function(step)
+                module[name] = step.make()
         calls = [module.get_global_var(names[s.key]) for s in plan.steps]
         module[entry_name(index)] = _entry(plan, constant_bytes, entry_name(index), calls)
         if timed:
@@ -57,14 +57,6 @@ def build_module(
 def entry_name(index: int) -> str:
     """Symbol of the entry function of plan ``index``."""
     return f"pwopt_run_{index}"
-
-
-def _function(step: Step) -> tvm.tirx.PrimFunc:
-    """The kernel that a step calls."""
-    if step.shares and step.in_place is not None:
-        with codegen.in_place(*step.in_place):
-            return step.make()
-    return step.make()
 
 
 def _entry(

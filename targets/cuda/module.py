@@ -8,7 +8,6 @@ from typing import Any
 
 from pwopt.targets.cuda import codegen
 from pwopt.targets.cuda.kernel import Kernel, TensorMap
-from pwopt.targets.in_place import in_place
 from pwopt.targets.launches import Access, Address, Launch, LaunchList, Window
 from pwopt.targets.plan import Plan, Pointer, Step
 from pwopt.targets.views import View, itemsize
@@ -53,11 +52,7 @@ def generate(plans: Sequence[Plan], arch: str) -> Code:
 
 
 def _kernel(step: Step) -> Kernel:
-    if step.shares and step.in_place is not None:
-        with in_place(*step.in_place):
-            made = step.make()
-    else:
-        made = step.make()
+    made = step.make()
     assert isinstance(made, Kernel)
     return made
 

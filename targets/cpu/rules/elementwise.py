@@ -49,7 +49,7 @@ def elementwise(lowering: Lowering, node: Node) -> None:
         map_kernel,
         (program, tuple(views[:-1]), views[-1], lowering.hardware, lowering.threads),
         pointers,
-        in_place=_in_place(lowering, views, values),
+        in_place=lowering.replaceable(values, views),
     )
 
 
@@ -68,14 +68,6 @@ def _order(lowering: Lowering, node: Node, shape: tuple[int, ...]) -> tuple[int,
 
 def _is_channels_last(strides: tuple[int, ...]) -> bool:
     return len(strides) > 2 and strides[1] == 1
-
-
-def _in_place(lowering: Lowering, views: list, values: tuple) -> tuple[int, int] | None:  # type: ignore[type-arg]
-    result = len(views) - 1
-    for i, (view, value) in enumerate(zip(views[:-1], values, strict=True)):
-        if lowering.array(value) is None and view == views[result]:
-            return (i, result)
-    return None
 
 
 RULES: dict[tuple[str, str], Rule] = dict.fromkeys(ELEMENTWISE, elementwise)

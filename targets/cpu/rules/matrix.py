@@ -58,7 +58,7 @@ def _constant_product(
     require_float(x, node.out, *extras)
     shape = static_shape(node.out)
     flat = (math.prod(shape[:-1]), shape[-1])
-    tensor = _as_rows(lowering, x, (flat[0], weight.shape[0]))
+    tensor = lowering.reshaped(x, (flat[0], weight.shape[0]))
     if bf16.pays(lowering, weight.shape[0], flat[0]):
         tensor = bf16.row_pairs(lowering, tensor)
     result = lowering.result(node.out, tuple(range(len(shape))))
@@ -85,16 +85,6 @@ def _constant_product(
         (xp, w, b, *(p for p, _ in placed), yp),
         weights=stored,
     )
-
-
-def _as_rows(lowering: Lowering, value: Value, flat: tuple[int, int]) -> Tensor:
-    tensor = lowering.tensor(value)
-    view = tensor.view.reshape(flat)
-    if view is None:
-        tensor = lowering.dense(value)
-        view = tensor.view.reshape(flat)
-        assert view is not None
-    return tensor.with_view(view)
 
 
 def _extra(

@@ -11,7 +11,7 @@ from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shap
 from pwopt.targets.plan import Tensor, place
 from pwopt.targets.reading import ELEMENTWISE, program_of
 from pwopt.targets.resampling import repeated, split
-from pwopt.targets.views import View, channels_last
+from pwopt.targets.views import channels_last
 
 
 def elementwise(lowering: CudaLowering, node: Node) -> None:
@@ -48,7 +48,7 @@ def elementwise(lowering: CudaLowering, node: Node) -> None:
         map_kernel,
         (program, tuple(views[:-1]), views[-1]),
         [p for p, _ in placed],
-        in_place=_in_place(lowering, views, values),
+        in_place=lowering.replaceable(values, views),
     )
 
 
@@ -66,16 +66,6 @@ def _order(
             is_image = len(shape) > 2 and view.strides[1] == 1
             order = channels_last(len(shape)) if is_image else view.order
     return order
-
-
-def _in_place(
-    lowering: CudaLowering, views: Sequence[View], values: Sequence[Value | None]
-) -> tuple[int, int] | None:
-    result = len(views) - 1
-    for i, (view, value) in enumerate(zip(views[:-1], values, strict=True)):
-        if lowering.array(value) is None and view == views[result]:
-            return (i, result)
-    return None
 
 
 RULES: dict[tuple[str, str], Rule] = dict.fromkeys(ELEMENTWISE, elementwise)

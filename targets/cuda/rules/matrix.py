@@ -58,20 +58,9 @@ def _constant_product(lowering: CudaLowering, node: Node, product: Product) -> N
     filters = Filters(key, weight, bias, Window(), program=product.program)
     extras = [_extra(lowering, e, shape, rows) for e in product.extras]
     owned = [lowering.array(e) is None for e in product.extras]
-    rows_in = _rows(lowering, x, (rows[0], product.weight.shape[0]))
+    rows_in = lowering.reshaped(x, (rows[0], product.weight.shape[0]))
     source = rows_in.with_view(_image(rows_in.view))
     convolve(lowering, source, filters, result.with_view(_image(view)), extras, owned)
-
-
-def _rows(lowering: CudaLowering, value: Value, flat: tuple[int, int]) -> Tensor:
-    """A value as a matrix."""
-    tensor = lowering.tensor(value)
-    view = tensor.view.reshape(flat)
-    if view is None:
-        tensor = lowering.dense(value)
-        view = tensor.view.reshape(flat)
-        assert view is not None
-    return tensor.with_view(view)
 
 
 def _image(matrix: View) -> View:

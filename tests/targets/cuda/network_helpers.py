@@ -15,7 +15,6 @@ from pwopt.targets.cuda.arch import arch
 from pwopt.targets.cuda.kernel import Kernel
 from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.rules import RULES
-from pwopt.targets.in_place import in_place
 from pwopt.targets.plan import Plan, Step, assign_offsets, pack_constants
 from tests.targets.cuda.emulator import Library, compiled
 from tests.targets.kernel_helpers import aligned
@@ -139,9 +138,5 @@ def _run(plan: Plan, inputs: Arrays, library: Library, kernels: Kernels) -> dict
 
 
 def _made(step: Step) -> Kernel:
-    if step.shares and step.in_place is not None:
-        with in_place(*step.in_place):
-            kernel: Kernel = step.make()
-            return kernel
-    kernel = step.make()
+    kernel: Kernel = step.make()
     return kernel
