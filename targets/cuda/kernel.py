@@ -22,7 +22,8 @@ class TensorMap:
 
     Attributes:
         pointer: position of the pointer among the kernel's pointers.
-        dtype: NumPy's name of the element type.
+        dtype: NumPy's name of the element type; ``tfloat32``: float32 that is rounded to TF32 on
+            its way.
         offset: elements from the pointer to the window.
         dims: extents, elements.
         strides: of all axes but the first, bytes; multiples of 16.

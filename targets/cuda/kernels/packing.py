@@ -8,7 +8,7 @@ import numpy as np
 from pwopt.targets.cuda.kernels.geometry import Geometry
 from pwopt.targets.cuda.kernels.tiling import Tile
 
-_TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+_TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def pack_conv(
@@ -19,16 +19,11 @@ def pack_conv(
     Weights become [part][OC/bn][K/bk][bn][bk], zero where there is none, in the input's type; of
     float32 for tensor cores those of TF32. The bias becomes float32, [part][OC/bn][bn].
     """
-    matrix = reduction_matrix(weight, geometry)
-    if geometry.x.dtype == "float32" and tile.tensor_cores:
-        matrix = rounded_to_tf32(matrix)
+    matrix = as_operand(reduction_matrix(weight, geometry), geometry.x.dtype, tile.tensor_cores)
     parts, channels, steps = matrix.shape
     depth = tile.depth(geometry.x.itemsize)
     rows, columns = -(-channels // tile.bn) * tile.bn, -(-steps // depth) * depth
-    if geometry.x.dtype == "float16":  # a weight of infinity would turn every zero into NaN
-        limit = float(np.finfo(np.float16).max)
-        matrix = np.clip(matrix, -limit, limit)
-    padded = np.zeros((parts, rows, columns), _TYPES[geometry.x.dtype])
+    padded = np.zeros((parts, rows, columns), matrix.dtype)
     padded[:, :channels, :steps] = matrix
     tiles = padded.reshape(parts, rows // tile.bn, tile.bn, columns // depth, depth)
     packed = np.ascontiguousarray(tiles.swapaxes(2, 3)).reshape(-1)
@@ -54,6 +49,16 @@ def reduction_matrix(weight: np.ndarray, geometry: Geometry) -> np.ndarray:
     missing = -dense.shape[-1] % geometry.chunk
     padded = np.pad(dense, ((0, 0),) * 4 + ((0, missing),))
     return padded.reshape(parts, merged * per_group, -1)
+
+
+def as_operand(matrix: np.ndarray, dtype: str, tensor_cores: bool = True) -> np.ndarray:
+    """float32 weights in the type of the maps that they meet; float32 for tensor cores as TF32."""
+    if dtype == "float32":
+        return rounded_to_tf32(matrix) if tensor_cores else matrix
+    if dtype == "float16":  # a weight of infinity would turn every zero into NaN
+        limit = float(np.finfo(np.float16).max)
+        matrix = np.clip(matrix, -limit, limit)
+    return matrix.astype(_TYPES[dtype])
 
 
 def rounded_to_tf32(values: np.ndarray) -> np.ndarray:

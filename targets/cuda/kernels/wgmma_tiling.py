@@ -13,6 +13,7 @@ import numpy as np
 from pwopt.targets.cuda.arch import Arch, Gpu
 from pwopt.targets.cuda.kernel import TensorMap
 from pwopt.targets.cuda.kernels.geometry import Geometry
+from pwopt.targets.cuda.kernels.packing import as_operand
 from pwopt.targets.views import View, itemsize
 from pwopt.targets.windows import Window
 
@@ -140,7 +141,7 @@ class Shape:
         best: tuple[tuple[int, int], Boxes] | None = None
         for w in range(1, min(width, self.tile.pixels) + 1):
             for h in range(1, min(height, self.tile.pixels // w) + 1):
-                if max((w - 1) * right, (h - 1) * down) >= _BOX:
+                if max(w * right, h * down) > _BOX:
                     break
                 whole = (w, h) == (width, height)
                 n = min(images, self.tile.pixels // (w * h)) if whole else 1
@@ -187,26 +188,28 @@ class Shape:
         """Windows on the input, innermost axis first, and on the packed weights."""
         images, height, width, channels = self.x.shape
         strides = [s * self.size for s in reversed(self.x.strides[:3])]
-        least = -(-channels * self.size // 16) * 16
-        for i, extent in enumerate((width, height, images)):
+        outer = 0
+        for i, extent in reversed(list(enumerate((width, height, images)))):
             if extent == 1:  # whatever its stride is, the driver wants one that could be
-                strides[i] = least
-            least = strides[i] * extent
+                inner = (s * e for s, e in zip(strides[:i], (width, height), strict=False) if e > 1)
+                strides[i] = outer or max(-(-channels * self.size // 16) * 16, *inner)
+            outer = strides[i]
         w, h, n = self.boxes.sizes
         down, right = self.window.strides
+        copied = f"t{self.x.dtype}" if self.size == 4 else self.x.dtype  # products would truncate
         pixels = TensorMap(
             pointer=0,
-            dtype=self.x.dtype,
+            dtype=copied,
             offset=self.x.offset,
             dims=(channels, width, height, images),
             strides=tuple(strides),
-            box=(self.depth, (w - 1) * right + 1, (h - 1) * down + 1, n),
+            box=(self.depth, w * right, h * down, n),
             steps=(1, right, down, 1),
         )
         row = self.steps * self.depth
         weights = TensorMap(
             pointer=1,
-            dtype=self.x.dtype,
+            dtype=copied,
             offset=0,
             dims=(row, self.panels * self.tile.columns),
             strides=(row * self.size,),
@@ -226,24 +229,25 @@ def takes(geometry: Geometry) -> bool:
 
 
 def pack_wgmma(
-    weight: np.ndarray, bias: np.ndarray | None, columns: int, size: int
+    weight: np.ndarray, bias: np.ndarray | None, columns: int, dtype: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias as :func:`wgmma` reads them, float32, filled up with zeros.
+    """Weights, in the type of the maps, and bias as :func:`wgmma` reads them, zeros behind them.
 
     Args:
         weight: (OC, IC, KH, KW).
         bias: (OC,), or none.
         columns: of a tile.
-        size: bytes of an element as it is stored.
+        dtype: of the maps; float32 weights are rounded to TF32.
 
     Returns:
         (OC rounded up to tiles, taps * IC rounded up to steps), and as many biases.
     """
     out, channels, *taps = weight.shape
-    depth = ROW_BYTES // size
+    depth = ROW_BYTES // itemsize(dtype)
     rows = -(-out // columns) * columns
-    packed = np.zeros((rows, *taps, -(-channels // depth) * depth), np.float32)
-    packed[:out, ..., :channels] = weight.transpose(0, 2, 3, 1)
+    matrix = as_operand(weight, dtype).transpose(0, 2, 3, 1)
+    packed = np.zeros((rows, *taps, -(-channels // depth) * depth), matrix.dtype)
+    packed[:out, ..., :channels] = matrix
     biases = np.zeros(rows, np.float32)
     if bias is not None:
         biases[:out] = bias

@@ -229,10 +229,10 @@ class _Call:
     ) -> None:
         """By Hopper's products; a kernel of its own adds up the parts of a split reduction."""
         f, lowering = self.filters, self.lowering
-        size = geometry.x.itemsize
+        dtype = geometry.x.dtype
         weights = lowering.weights(
-            (wgmma, *f.key, tile.columns, size),
-            lambda: pack_wgmma(weight, f.bias, tile.columns, size),
+            (wgmma, *f.key, tile.columns, dtype),
+            lambda: pack_wgmma(weight, f.bias, tile.columns, dtype),
         )
         if tile.splits == 1:
             return self._emit(wgmma, (geometry, f.program, tile), x, weights, extras, result)

@@ -15,7 +15,7 @@ from pwopt.targets.cuda.arch import ARCHS
 from pwopt.targets.cuda.kernel import Kernel
 from pwopt.targets.cuda.kernels.conv import conv
 from pwopt.targets.cuda.kernels.geometry import Geometry
-from pwopt.targets.cuda.kernels.packing import pack_conv
+from pwopt.targets.cuda.kernels.packing import pack_conv, rounded_to_tf32
 from pwopt.targets.cuda.kernels.tiling import (
     Tile,
     candidates,
@@ -28,9 +28,8 @@ from pwopt.targets.windows import Window
 from tests.targets.cuda import emulator
 from tests.targets.cuda.emulator import Library
 
-# Relative to the output's scale: rounding of the output, and of TF32 operands (2**-11 each).
-TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-3}
-FLOAT_TOLERANCE = 2e-6
+# Relative to the output's scale: rounding of the output. The reference rounds to TF32, too.
+TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 2e-6}
 RELU = Program().then("Relu")
 ADD_RELU = Program(2, (Instruction("Add", (0, 1)), Instruction("Relu", (2,))))
 GATE = Program(3, (Instruction("Mul", (0, 1)), Instruction("Add", (3, 2))))
@@ -148,7 +147,10 @@ class Problem:
 
     def reference(self) -> np.ndarray:
         window, case = self.case.window, self.case
-        x = self.x.window.astype(np.float64)
+        x, weights = self.x.window, self.weight
+        if case.dtype == "float32" and case.tile.tensor_cores:
+            x, weights = rounded_to_tf32(x), rounded_to_tf32(weights)
+        x = x.astype(np.float64)
         pads = [(0, 0), *zip(window.pads, np.add(case.ends, 64), strict=True), (0, 0)]
         x = np.pad(x, pads)
         height, width = case.out_size()
@@ -161,7 +163,7 @@ class Problem:
                 rows = slice(top, top + height * window.strides[0], window.strides[0])
                 columns = slice(left, left + width * window.strides[1], window.strides[1])
                 patch = x[:, rows, columns].reshape(*y.shape[:3], groups, inputs)
-                weight = self.weight[:, :, kh, kw].reshape(groups, outputs, inputs)
+                weight = weights[:, :, kh, kw].reshape(groups, outputs, inputs)
                 y += np.einsum("nhwgi,goi->nhwgo", patch, weight.astype(np.float64))
         y = y.reshape(*y.shape[:3], -1) + self.bias
         extras = [e.window.astype(np.float64) for e in self.extras]
@@ -232,9 +234,7 @@ def check(problems: dict[str, Problem]) -> None:
         assert np.array_equal(late, early), f"{name}: depends on timing"
         expected = p.reference()
         error = float(np.abs(late - expected).max() / np.abs(expected).max())
-        exact = p.case.dtype == "float32" and not p.case.tile.tensor_cores
-        tolerance = FLOAT_TOLERANCE if exact else TOLERANCES[p.case.dtype]
-        assert error <= tolerance, f"{name}: error {error:.1e}"
+        assert error <= TOLERANCES[p.case.dtype], f"{name}: error {error:.1e}"
 
 
 def random_case(rng: random.Random) -> Case | None:

@@ -328,15 +328,24 @@ struct Map {
   uint64_t address, dims[5], strides[4];
   uint32_t box[5], rank;
 };
-API cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address,
+// The limits are those that cuda.h names.
+API cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address,
                            const cuuint64_t* dims, const cuuint64_t* strides, const cuuint32_t* box,
-                           const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                           const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  bool half = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT16 || type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  unsigned size = half ? 2 : 4, inner = box[0] * size;
+  if (inner % 16 || (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && inner > 128)) return INVALID;
   if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || rank > 5) return INVALID;
   Map made{(uint64_t)address, {}, {}, {}, rank};
-  for (unsigned i = 0; i < rank; i++) made.dims[i] = dims[i], made.box[i] = box[i];
+  for (unsigned i = 0; i < rank; i++) {
+    if (!dims[i] || dims[i] > 1ull << 31 || !box[i] || box[i] > 256) return INVALID;
+    if (!steps[i] || steps[i] > 8) return INVALID;
+    made.dims[i] = dims[i], made.box[i] = box[i];
+  }
   for (unsigned i = 0; i + 1 < rank; i++) {
-    if (strides[i] % 16) return INVALID;
+    uint64_t before = i ? strides[i - 1] : size;
+    if (strides[i] % 16 || strides[i] >> 40 || strides[i] < dims[i] * before) return INVALID;
     made.strides[i] = strides[i];
   }
   static_assert(sizeof made <= sizeof *map, "");

@@ -43,6 +43,7 @@ class MapData(ctypes.Structure):
         ("box", ctypes.c_int * 5),
         ("step", ctypes.c_int * 5),
         ("swizzle", ctypes.c_int),
+        ("rounds", ctypes.c_int),
         ("_padding", ctypes.c_char * 64),
     )
 
@@ -51,9 +52,17 @@ def described(window: TensorMap, address: int) -> MapData:
     """The map of a window on the memory that its pointer points to."""
     size, rank = itemsize(window.dtype), len(window.dims)
     data = MapData(address + window.offset * size, rank=rank, size=size, swizzle=window.swizzle)
+    data.rounds = window.dtype == "tfloat32"
+    if window.box[0] * size % 16 or (window.swizzle and window.box[0] * size > window.swizzle):
+        raise EmulationError(f"rows of {window.box[0] * size} bytes in a box")
+    least = size
     for i, stride in enumerate((size, *window.strides)):
-        if stride % 16 and i:
+        # As cuda.h has it of cuTensorMapEncodeTiled.
+        if i and (stride % 16 or stride < least or stride >> 40):
             raise EmulationError(f"stride of {stride} bytes in a tensor map")
+        if not 0 < window.box[i] <= 256 or not 0 < window.steps[i] <= 8:
+            raise EmulationError(f"a box of {window.box} in steps of {window.steps}")
+        least = stride * window.dims[i]
         data.dim[i], data.stride[i] = window.dims[i], stride
         data.box[i], data.step[i] = window.box[i], window.steps[i]
     return data

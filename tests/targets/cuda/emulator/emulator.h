@@ -388,6 +388,7 @@ static inline void mbarrier_arrive(uint at, int bytes = 0) {
 // What cuTensorMapEncodeTiled describes; byte strides, innermost axis first.
 struct TensorMap {
   char* base; int64_t dim[5], stride[5]; int rank, size, box[5], step[5], swizzle;
+  int rounds;  // float32 to TF32
 };
 struct Load { uint to; TensorMap map; int at[5]; uint barrier; };
 static std::deque<Load> loads;
@@ -407,6 +408,7 @@ static inline void land(const Load& l) {
     }
     char* to = blocks[(l.to >> 24) - 1].memory + swizzled((l.to & 0xffffff) + e * t.size, t.swizzle);
     if (inside) memcpy(to, t.base + offset, t.size); else memset(to, 0, t.size);
+    if (t.rounds) round_tf32((uint*)to);
   }
   Barrier& b = barrier_at(l.barrier);
   b.bytes -= count * t.size; progress++;
