@@ -33,7 +33,8 @@ from pwopt.passes.merge_parallel_pointwise import MergeParallelPointwise
 from pwopt.passes.replace_fc_head import ReplaceFcHead
 from pwopt.passes.sink_transpose import SinkTranspose
 from pwopt.passes.sum_of_pointwise import SumOfPointwise
-from pwopt.pipeline import Pass, parse_specs
+from pwopt.pipeline import Pass
+from pwopt.specs import parse_specs
 
 __all__ = [
     "CLEAN_UP",

@@ -1,67 +1,37 @@
 """Latency and output error of a compiled model beside its baselines, measured interleaved.
 
-All contenders live in one process, use the same number of threads and take turns: in every round
-each gives one sample, and the round starts with another contender each time. A sample is the mean
-of as many calls as fill :data:`SAMPLE_SECONDS`, after one call that is not counted. Ratios are
-taken within a round, so that a clock that drifts between rounds cancels out.
+All contenders use the same number of threads and take turns: see :mod:`pwopt.timing`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pwopt import numerics, ort, rounding
-from pwopt.baselines import OpenVinoModel, check_baselines
+from pwopt import contenders, numerics, rounding
+from pwopt.baselines import check_baselines
 from pwopt.compared import Side, opened, static_types, threads_of
 from pwopt.environment import cpu_name
 from pwopt.errors import UsageError
-from pwopt.gpu_baselines import GPU_BASELINES, PROVIDERS, OrtGpuModel
+from pwopt.gpu_baselines import GPU_BASELINES
 from pwopt.ir.types import TensorType
 from pwopt.precision import Precision
 from pwopt.report import plain_json
-from pwopt.running import Runner, running
+from pwopt.running import running
+from pwopt.timing import Spread, device_samples, interleaved
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pwopt.profiling import Profile
 
-SAMPLE_SECONDS = 0.005  # long against the clock's resolution and a timer interrupt
-BUDGET_SECONDS = 10.0  # of all rounds together where the number of rounds is left open
-MIN_ROUNDS, MAX_ROUNDS = 10, 200
-MAX_CALLS = 1000
-
 Shapes = Mapping[str, Sequence[int]]
-
-
-class Spread(NamedTuple):
-    """A median with its quartiles."""
-
-    median: float
-    q1: float
-    q3: float
-
-    @staticmethod
-    def of(samples: Sequence[float]) -> Spread:
-        q1, median, q3 = np.percentile(samples, (25, 50, 75))
-        return Spread(float(median), float(q1), float(q3))
-
-
-class Sample(NamedTuple):
-    """Seconds of one call: of the clock on the wall, and of the processor."""
-
-    wall: float
-    cpu: float
 
 
 @dataclass(frozen=True)
@@ -164,13 +134,6 @@ class Comparison:
         return capture.get()
 
 
-class _Contender(NamedTuple):
-    name: str
-    version: str
-    runner: Runner
-    settings: str
-
-
 def compare(
     model: Any,
     executable: Any,
@@ -217,31 +180,29 @@ def compare(
         second = Side(opened(optimized).source, second.program, True)
     programs = [side.program for side in (first, second) if side.program is not None]
     threads = threads_of(programs, threads)
-    contenders = [_reference(first, threads)]
+    parties = [contenders.reference(first, threads)]
     types = static_types(first, second, input_shapes)
     feeds = dict(inputs) if inputs is not None else numerics.random_inputs(types, seed)
     if second.source is not None:
         role = ", optimized" if second.from_folder else ", second"
-        contenders.append(_onnxruntime(second.source, threads, role if first.source else ""))
+        parties.append(contenders.onnxruntime(second.source, threads, role if first.source else ""))
     for baseline in ("openvino", "openvino-bf16"):
         if baseline in baselines:
-            contenders.append(_openvino(baseline, first.source, types, threads))
+            parties.append(contenders.openvino(baseline, first.source, types, threads))
     for baseline in (name for name in GPU_BASELINES if name in baselines):
-        contenders.append(_on_gpu(baseline, first.source, types))
+        parties.append(contenders.on_gpu(baseline, first.source, types))
     if second.program is not None:
-        contenders.append(_compiled("compiled", second.program))
-    _check_inputs(contenders, list(feeds))
-    outputs = [c.runner.run(feeds) for c in contenders]
-    _check_outputs(contenders, outputs)
+        parties.append(contenders.compiled("compiled", second.program))
+    contenders.check_inputs(parties, list(feeds))
+    outputs = [c.runner.run(feeds) for c in parties]
+    contenders.check_outputs(parties, outputs)
     errors = _rounding_errors(first.source, programs, types, feeds, outputs[0])
     steps = _step_errors(first.source, types, feeds, outputs)
-    samples, calls = interleaved([c.runner for c in contenders], feeds, runs)
-    on_device = device_samples([c.runner for c in contenders], feeds, calls, len(samples[0]))
+    samples, calls = interleaved([c.runner for c in parties], feeds, runs)
+    on_device = device_samples([c.runner for c in parties], feeds, calls, len(samples[0]))
     first_wall, first_cpu = zip(*samples[0], strict=True)
     rows = []
-    for c, mine, given, n, device in zip(
-        contenders, samples, outputs, calls, on_device, strict=True
-    ):
+    for c, mine, given, n, device in zip(parties, samples, outputs, calls, on_device, strict=True):
         found = _judged(c.name, numerics.differences(outputs[0], given), errors, steps)
         worst = max(found, key=lambda d: (d.error / d.tolerance, d.error))
         wall, cpu = zip(*mine, strict=True)
@@ -275,160 +236,6 @@ def compare(
         notes=tuple(_notes(rows, second)),
         profile=found_profile,
     )
-
-
-def interleaved(
-    runners: Sequence[Runner],
-    feeds: Mapping[str, np.ndarray],
-    runs: int | None = None,
-    *,
-    seconds: float = BUDGET_SECONDS,
-    at_least: int = MIN_ROUNDS,
-) -> tuple[list[list[Sample]], list[int]]:
-    """Measures contenders that take turns.
-
-    Args:
-        runners: the contenders.
-        feeds: an array per graph input.
-        runs: rounds; None for as many as fit.
-        seconds: that they are to fit.
-        at_least: rounds even where they do not.
-
-    Returns:
-        samples by contender and round, and the calls in a sample of each.
-    """
-    single = [min(_sample(r, feeds, 1).wall for _ in range(3)) for r in runners]  # and warms up
-    calls = [max(1, min(MAX_CALLS, math.ceil(SAMPLE_SECONDS / s))) for s in single]
-    if runs is None:
-        a_round = sum((n + 1) * s for n, s in zip(calls, single, strict=True))
-        runs = max(at_least, min(MAX_ROUNDS, int(seconds / a_round)))
-    samples: list[list[Sample]] = [[] for _ in runners]
-    with _no_garbage_collection():
-        for i in range(runs):
-            for k in range(len(runners)):
-                j = (i + k) % len(runners)
-                runners[j].run(feeds)
-                samples[j].append(_sample(runners[j], feeds, calls[j]))
-    return samples, calls
-
-
-def device_samples(
-    runners: Sequence[Runner], feeds: Mapping[str, np.ndarray], calls: Sequence[int], rounds: int
-) -> list[list[float]]:
-    """Seconds of one inference on the GPU without copies, measured in turns.
-
-    Returns:
-        samples by contender and round; none of those that run on the CPU.
-    """
-    samples: list[list[float]] = [[] for _ in runners]
-    timers = [
-        getattr(runner, "seconds_on_device", None) if runs_on_gpu(runner) else None
-        for runner in runners
-    ]
-    if any(timers):
-        for i in range(rounds):
-            for k in range(len(runners)):
-                j = (i + k) % len(runners)
-                if timer := timers[j]:
-                    samples[j].append(float(timer(feeds, calls[j])))
-    return samples
-
-
-def runs_on_gpu(runner: Runner) -> bool:
-    """Whether a contender runs on a GPU as a whole."""
-    if not hasattr(runner, "seconds_on_device"):
-        return False
-    manifest = getattr(runner, "manifest", None)
-    return manifest is None or (len(manifest.segments) == 1 and bool(manifest.segments[0].launches))
-
-
-def _sample(runner: Runner, feeds: Mapping[str, np.ndarray], calls: int) -> Sample:
-    run: Callable[[Mapping[str, np.ndarray]], object] = runner.run
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(calls):
-        run(feeds)
-    seconds = time.perf_counter() - wall
-    # A call shorter than the clock's resolution must not divide by zero.
-    return Sample(seconds / calls, max(time.process_time() - cpu, 1e-9) / calls)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _reference(side: Side, threads: int) -> _Contender:
-    if side.source is None:
-        return _compiled("baseline", side.program)
-    return _onnxruntime(side.source, threads)
-
-
-def _onnxruntime(source: Path | bytes, threads: int, role: str = "") -> _Contender:
-    runner = ort.OrtModel(source, threads)
-    name = f"ONNX Runtime {ort.version()}"
-    return _Contender(f"onnxruntime{role}", name, runner, runner.settings)
-
-
-def _compiled(name: str, program: Any) -> _Contender:
-    return _Contender(name, _tvm_version(), program, _facts(program))
-
-
-def _on_gpu(name: str, source: Path | bytes | None, types: Mapping[str, TensorType]) -> _Contender:
-    if source is None:
-        raise UsageError(f"--baseline {name} needs an ONNX model as the first argument")
-    if name in PROVIDERS:
-        runner = OrtGpuModel(source, name)
-        return _Contender(name, f"ONNX Runtime {ort.version()}", runner, runner.settings)
-    from pwopt import frontend
-    from pwopt.training.torch_gpu import TorchGpuModel
-
-    sizes = {n: t.static_shape for n, t in types.items() if t.static_shape is not None}
-    graph = frontend.load(source, sizes)
-    model = TorchGpuModel(graph)
-    return _Contender(name, model.version, model, model.settings)
-
-
-def _openvino(
-    name: str, source: Path | bytes | None, types: Mapping[str, TensorType], threads: int
-) -> _Contender:
-    if source is None:
-        raise UsageError(f"--baseline {name} needs an ONNX model as the first argument")
-    precision = "bf16" if name.endswith("bf16") else "f32"
-    outputs = ort.OrtModel(source, threads).output_names
-    runner = OpenVinoModel(source, types, threads, outputs, precision)
-    return _Contender(name, runner.version, runner, runner.settings)
-
-
-def _check_inputs(contenders: Sequence[_Contender], given: Sequence[str]) -> None:
-    for contender in contenders:
-        runner: Any = contender.runner
-        names = getattr(runner, "input_names", None) or [
-            p.name for p in getattr(runner, "inputs", ())
-        ]
-        if missing := [name for name in names if name not in given]:
-            raise UsageError(
-                f"{contender.name} has an input {missing[0]!r}, the first model {list(given)}: "
-                "models that are compared have the same inputs and outputs"
-            )
-
-
-def _check_outputs(
-    contenders: Sequence[_Contender], outputs: Sequence[Mapping[str, np.ndarray]]
-) -> None:
-    wanted = list(outputs[0])
-    for contender, given in zip(contenders, outputs, strict=True):
-        if missing := [name for name in wanted if name not in given]:
-            raise UsageError(
-                f"{contender.name} has no output {missing[0]!r}, only {list(given)}: models that "
-                "are compared have the same inputs and outputs"
-            )
 
 
 def _rounding_errors(
@@ -493,19 +300,6 @@ def _judged(
         return numerics.ROUNDING_FACTOR * max(rounding_error, steps.get(output, 0.0))
 
     return [replace(d, tolerance=max(d.tolerance, allowed(d.output))) for d in found]
-
-
-def _tvm_version() -> str:
-    from importlib.metadata import version
-
-    import pwopt
-
-    return f"pwopt {pwopt.__version__}, TVM {version('apache-tvm')}"
-
-
-def _facts(program: Any) -> str:
-    keys = [k for k in ("mcpu", "arch", "threads", "precision") if k in program.metadata]
-    return ", ".join(f"{k}={program.metadata[k]}" for k in keys)
 
 
 def _notes(rows: Sequence[Row], second: Side) -> Iterator[str]:

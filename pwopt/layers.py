@@ -85,7 +85,7 @@ def render(found: Sequence[Layer], top: int) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from pwopt.report import human, microseconds
+    from pwopt.units import human, microseconds
 
     measured = any(each.measured_us is not None for each in found)
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -11,10 +11,9 @@ import dataclasses
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pwopt import hardware
@@ -359,69 +358,7 @@ def _predicted_us(graph: Graph, context: Context) -> float | None:
     return context.cost_model.graph_us(graph) if len(graph) <= MAX_PREDICTED_NODES else None
 
 
-def parse_specs(
-    text: str,
-    known: Mapping[str, type[Pass]],
-    sequences: Mapping[str, Callable[[], Sequence[Pass]]] = MappingProxyType({}),
-) -> list[Pass]:
-    """Passes from a spec such as ``fold-batch-norm,insert-bottlenecks{budget=0.01}``.
-
-    Args:
-        text: the spec.
-        known: the passes by name.
-        sequences: names that stand for several passes.
-
-    Raises:
-        UsageError: an unknown pass or option, or a value of the wrong kind; names the nearest.
-    """
-    passes: list[Pass] = []
-    for part in _split(text):
-        name, _, options = part.partition("{")
-        name = name.strip()
-        if name in sequences and not options:
-            passes.extend(sequences[name]())
-            continue
-        if name not in known:
-            close = nearest(name, [*known, *sequences])
-            raise UsageError(f"unknown pass {name!r}{close}; see `pwopt passes`")
-        if options and not options.endswith("}"):
-            raise UsageError(f"pass spec {part!r}: missing }}")
-        passes.append(known[name](**_options(known[name], options.rstrip("}"))))
-    return passes
-
-
 def missing_file(path: Path) -> str:
     """What to say where there is no such file, with the nearest ONNX model beside it."""
     close = nearest(path.name, sorted(p.name for p in path.parent.glob("*.onnx")))
     return f"{path}: no such file{close}"
-
-
-def _split(text: str) -> list[str]:
-    parts, depth = [""], 0
-    for c in text:
-        depth += (c == "{") - (c == "}")
-        if c == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += c
-    return [p for p in parts if p.strip()]
-
-
-def _options(cls: type[Pass], text: str) -> dict[str, Any]:
-    fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for item in filter(str.strip, text.split(",")):
-        key, separator, value = (s.strip() for s in item.partition("="))
-        if key not in fields or not separator:
-            raise UsageError(
-                f"pass {cls.name}: option {item.strip()!r} is not key=value with a key of "
-                f"{sorted(fields) or 'none'}{nearest(key, list(fields))}"
-            )
-        kind: Any = type(fields[key].default)
-        try:
-            values[fields[key].name] = (
-                {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-            )
-        except (ValueError, KeyError) as error:
-            raise UsageError(f"pass {cls.name}: {key}={value} is not a {kind.__name__}") from error
-    return values

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pwopt import numerics, ort
-from pwopt.comparison import Sample, interleaved
 from pwopt.errors import PwoptError
 from pwopt.ir.graph import Graph
 from pwopt.ir.types import TensorType
 from pwopt.ort import OperatorTiming
 from pwopt.running import MAX_REWRITTEN_NODES, Runner, exported
+from pwopt.timing import Sample, interleaved
 
 if TYPE_CHECKING:
     from pwopt.targets.executable import Executable

@@ -11,12 +11,12 @@ import numpy as np
 from pwopt import calibration, driver, hardware
 from pwopt.approximation import Approximation
 from pwopt.calibration import Calibration
-from pwopt.comparison import interleaved
 from pwopt.driver import Optimized
 from pwopt.errors import PwoptError
 from pwopt.ir.graph import Graph
 from pwopt.lossy import load_examples
 from pwopt.running import input_types
+from pwopt.timing import interleaved
 
 _QUARTILES = (0.25, 0.5, 0.75)
 

@@ -21,8 +21,9 @@ from pwopt.pictures.channels import Chain, Channels, directions, draw_channels, 
 from pwopt.pictures.layers import LayerSize, draw_layers
 from pwopt.pictures.sweep import draw_sweep
 from pwopt.pipeline import Context, Pipeline
-from pwopt.report import human, is_pointwise, plain_json
+from pwopt.report import is_pointwise, plain_json
 from pwopt.sweep import Sweep, run_sweep
+from pwopt.units import human
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 import pwopt
-from pwopt import comparison, environment
-from pwopt.comparison import Spread
+from pwopt import environment, timing
 from pwopt.errors import FrontendError, UsageError
 from pwopt.models import blocks
+from pwopt.timing import Spread
 
 MODEL = Path(__file__).parents[1] / "models" / "data" / "mnist-conv.onnx"
 
@@ -37,10 +37,10 @@ def test_spread() -> None:
 
 
 def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "MAX_CALLS", 2)
+    monkeypatch.setattr(timing, "MAX_CALLS", 2)
     log: list[str] = []
     enabled = gc.isenabled()
-    samples, calls = comparison.interleaved([Recorder(n, log) for n in "abc"], {}, runs=3)
+    samples, calls = timing.interleaved([Recorder(n, log) for n in "abc"], {}, runs=3)
     assert gc.isenabled() == enabled
     assert calls == [2, 2, 2]
     assert [len(s) for s in samples] == [3, 3, 3]

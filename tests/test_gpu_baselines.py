@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pwopt
-from pwopt import UsageError, comparison, ort
+from pwopt import UsageError, ort, timing
 from pwopt.gpu_baselines import GPU_BASELINES, check_gpu_baseline
 from pwopt.running import Runner
 
@@ -72,8 +72,8 @@ class Plain:
 
 def test_time_on_the_device_is_taken_of_those_that_have_it() -> None:
     runners: list[Runner] = [Plain(), Timed(2.0), Timed(6.0)]
-    samples = comparison.device_samples(runners, {}, [1, 2, 3], 4)
+    samples = timing.device_samples(runners, {}, [1, 2, 3], 4)
     assert samples == [[], [1.0] * 4, [2.0] * 4]
-    assert comparison.device_samples([Plain()], {}, [1], 4) == [[]]
+    assert timing.device_samples([Plain()], {}, [1], 4) == [[]]
     executable = pwopt.compile(MODEL)
-    assert not comparison.runs_on_gpu(executable)
+    assert not timing.runs_on_gpu(executable)

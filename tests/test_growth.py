@@ -17,7 +17,8 @@ from pwopt.frontend.reference import evaluate
 from pwopt.hardware import AVX512
 from pwopt.ir.graph import Graph
 from pwopt.passes import PASSES, default_pipeline
-from pwopt.pipeline import Context, Pipeline, parse_specs
+from pwopt.pipeline import Context, Pipeline
+from pwopt.specs import parse_specs
 from tests.passes.building import Build, random_feeds
 
 CHANNELS = 64  # weights of 16 KiB: four times what any model may grow by

@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 
 from pwopt import cost, driver, frontend, hardware, numerics, ort
-from pwopt.comparison import interleaved
 from pwopt.driver import CodeOptions
 from pwopt.models.builder import ModelBuilder
 from pwopt.running import Runner, input_types
+from pwopt.timing import interleaved
 
 HOLDS = 0.95  # share of the claimed ratio that must be measured
 _TILES = {3: 4, 5: 2}  # of Winograd's algorithm, by the kernel's side

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pwopt import comparison, cost, driver, frontend, numerics, ort
+from pwopt import cost, driver, frontend, numerics, ort, timing
 from pwopt.driver import CodeOptions
 from pwopt.errors import PwoptError, UsageError
 from pwopt.gpu_baselines import GPU_BASELINES, OrtGpuModel, check_gpu_baseline
@@ -195,7 +195,7 @@ def _measured(folder: Path, case: Case, gpu: str) -> CudaRow:
     runners: list[Runner] = list(contenders.values())
     for runner in runners:
         runner.seconds_on_device(feeds, 1)  # type: ignore[attr-defined]  # warms up, and compiles
-    samples = comparison.device_samples(runners, feeds, [_CALLS] * len(runners), _ROUNDS)
+    samples = timing.device_samples(runners, feeds, [_CALLS] * len(runners), _ROUNDS)
     by_name = dict(zip(contenders, samples, strict=True))
     own = np.array(by_name["pwopt"])
     walls = [_wall(executable, feeds) for _ in range(_ROUNDS)]

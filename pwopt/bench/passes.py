@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import onnx
 
 from pwopt import driver, frontend, numerics, ort
-from pwopt.comparison import Sample, Spread, interleaved
 from pwopt.errors import UsageError, nearest
 from pwopt.models import blocks
 from pwopt.models.suite import SUITE
 from pwopt.passes import STRUCTURAL, default_pipeline
 from pwopt.pipeline import Pass, PassReport
 from pwopt.running import input_types
+from pwopt.timing import Sample, Spread, interleaved
 
 MAX_SLOWDOWN = 1.02  # of the optimized model in ONNX Runtime, and of a pass
 

@@ -16,8 +16,8 @@ from pwopt.bench.kernels import ALGORITHMS, KernelRow, WinogradRow
 from pwopt.bench.memory import MemoryRow
 from pwopt.bench.passes import MAX_SLOWDOWN, PassRow
 from pwopt.bench.suite import MAX_GEOMEAN, MAX_RATIO, Latency, SuiteRow, summarize
-from pwopt.comparison import Spread
-from pwopt.report import human
+from pwopt.timing import Spread
+from pwopt.units import human
 
 _MARK = {True: "yes", False: "[bold red]no[/]"}
 

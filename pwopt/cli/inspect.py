@@ -93,7 +93,8 @@ def _show(facts: dict[str, Any], optimized: Report, top: int) -> None:
     """The facts as text."""
     from rich.markup import escape
 
-    from pwopt import layers, report
+    from pwopt import layers, report_text
+    from pwopt.units import microseconds
 
     screen, machine, formats = console(), facts["hardware"], facts["precision"]
     for kind in ("input", "output"):
@@ -103,14 +104,14 @@ def _show(facts: dict[str, Any], optimized: Report, top: int) -> None:
     screen.print(escape(f"opset   {opsets}; layout {facts['layout']}"))
     if facts["head"]:
         screen.print(escape(f"head    {', '.join(facts['head'])}"))
-    screen.print(report.render_summary(facts["summary"]), "")
+    screen.print(report_text.render_summary(facts["summary"]), "")
     screen.print(_kinds_table(facts["kinds"]))
     if top and facts["layers"]:
         what = f"one core of {machine.mcpu}" + ("" if formats.exact else f", {formats}")
         screen.print("", f"predicted for {what}:", "", sep="\n")
         screen.print(layers.render(facts["layers"], top))
     before, after = optimized.before, optimized.after
-    us = [report.microseconds(each.predicted_us) for each in (before, after)]
+    us = [microseconds(each.predicted_us) for each in (before, after)]
     screen.print("", "what pwopt would do, with its default passes:", "", sep="\n")
     screen.print(_plan_table(facts["plan"]))
     screen.print(
@@ -122,7 +123,7 @@ def _show(facts: dict[str, Any], optimized: Report, top: int) -> None:
 def _kinds_table(found: Sequence[Kind]) -> Table:
     from rich.table import Table
 
-    from pwopt.report import human
+    from pwopt.units import human
 
     macs = sum(each.macs for each in found) or 1
     parameters = sum(each.parameters for each in found) or 1
@@ -146,7 +147,7 @@ def _plan_table(steps: Sequence[Step]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from pwopt.report import microseconds
+    from pwopt.units import microseconds
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("pass")

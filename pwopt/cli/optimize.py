@@ -117,7 +117,7 @@ def optimize(
     json_: JsonOption = False,
 ) -> None:
     """Optimizes MODEL, compiles it and writes model.onnx, model.so and report.html."""
-    from pwopt import passlist, report
+    from pwopt import passlist, report_text
     from pwopt.build import Request, build
     from pwopt.driver import CodeOptions
 
@@ -154,6 +154,6 @@ def optimize(
         return
     screen = console()
     if explain:
-        screen.print(report.explain(made), "")
-    screen.print(report.render(made))
+        screen.print(report_text.explain(made), "")
+    screen.print(report_text.render(made))
     screen.print(f"written     {output}", markup=False, highlight=False)

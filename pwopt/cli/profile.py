@@ -57,7 +57,7 @@ def _table(found: Sequence[KernelTiming], top: int, peak_gflops: float) -> Table
     from rich.markup import escape
     from rich.table import Table
 
-    from pwopt.report import human, microseconds
+    from pwopt.units import human, microseconds
 
     total = sum(each.us for each in found) or 1.0
     table = Table(box=None, pad_edge=False, header_style="bold")

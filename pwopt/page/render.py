@@ -11,8 +11,8 @@ from typing import Any
 
 from pwopt.page import charts
 from pwopt.page.content import Content
-from pwopt.report import human
-from pwopt.report import microseconds as plain_microseconds
+from pwopt.units import human
+from pwopt.units import microseconds as plain_microseconds
 
 _FOLDER = Path(__file__).parent
 _SHOWN_NODES = 6  # of a reason that applies to many

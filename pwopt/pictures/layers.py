@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pwopt.pictures import style
-from pwopt.report import human
+from pwopt.units import human
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

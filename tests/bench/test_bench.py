@@ -16,9 +16,9 @@ from pwopt.bench.build import BuildCost
 from pwopt.bench.kernels import KernelRow, WinogradRow
 from pwopt.bench.passes import PassRow, measure_passes
 from pwopt.bench.suite import Latency, SuiteRow, geometric_mean, run_suite, summarize
-from pwopt.comparison import Spread
 from pwopt.errors import UsageError
 from pwopt.models import SUITE, blocks
+from pwopt.timing import Spread
 
 NAMES = ("onnxruntime", "onnxruntime, optimized", "compiled")
 
