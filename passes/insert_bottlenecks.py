@@ -197,14 +197,18 @@ class _Bottlenecks:
         return graph
 
     def weigh(self, judge: Judge) -> None:
-        """Multiplies the errors of a layer's choices by what the network's output makes of them."""
+        """Multiplies the errors of a layer's choices by what the network's output makes of them.
+
+        A choice near the error of the probe is fitted, as it would be in a plan: what fits make up
+        for differs between layers by a factor of several.
+        """
         for layer in self.layers:
             lossy = [c for c in layer.choices if c.error > 0]
             if not lossy:
                 continue
             probe = min(lossy, key=lambda c: abs(math.log(c.error / _PROBE)))
             graph = self._original.copy()
-            bottleneck.replace(graph, layer, probe, None)
+            bottleneck.replace(graph, layer, probe, self._fit)
             loss = judge(graph)
             felt = loss.l2**2 if loss.kl is None else loss.kl
             weight = max(felt, 1e-12) / probe.error
