@@ -206,13 +206,14 @@ def optimize(
     if verify and not verify_passes:
         answers = checks.reference(kept, raw)
     verification = _verified(answers, kept, graph, sequence, context)
+    foreseen = machine if target == "cpu" else None
     report = Report(
         version=_version(),
         source=source,
         target=target,
         hardware=machine,
-        before=summarize(original, machine, formats),
-        after=summarize(graph, machine, formats),
+        before=summarize(original, foreseen, formats),
+        after=summarize(graph, foreseen, formats),
         passes=(*(approximated.passes if approximated else ()), *rows),
         approximations=approximated.approximations if approximated else (),
         verification=verification,
@@ -396,6 +397,7 @@ def _compile_and_check(
         precision=str(formats),
         remark=_remark(executable, formats, report.hardware, options),
         arch=str(executable.metadata.get("arch", "")),
+        predicted=dict(made.get("predicted", {})),
         verification=verification,
         winograd=options.winograd,
         open_inputs=_open_inputs(optimized.graph),

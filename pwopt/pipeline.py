@@ -231,7 +231,7 @@ class PassReport:
         nodes_before, nodes_after: operations in the graph.
         macs_before, macs_after: multiply-accumulates of one inference, of what is known.
         us_before, us_after: predicted time of one inference, microseconds; None where the graph is
-            too large to predict it after every pass.
+            too large to predict it after every pass, or for GPUs.
         remarks: rewrites made and declined.
     """
 
@@ -355,7 +355,8 @@ class Pipeline:
 
 
 def _predicted_us(graph: Graph, context: Context) -> float | None:
-    return context.cost_model.graph_us(graph) if len(graph) <= MAX_PREDICTED_NODES else None
+    known = context.target == "cpu" and len(graph) <= MAX_PREDICTED_NODES
+    return context.cost_model.graph_us(graph) if known else None
 
 
 def missing_file(path: Path) -> str:

@@ -40,7 +40,8 @@ class GraphSummary:
         parameters: floating-point numbers among the constants.
         parameter_bytes: bytes of all constants.
         ops: number of operations by operator.
-        predicted_us: time of one inference on one core as the cost model sees it, microseconds.
+        predicted_us: time of one inference on one core as the cost model sees it, microseconds;
+            None of a graph for GPUs, of which only kernels are predicted.
     """
 
     nodes: int
@@ -49,7 +50,7 @@ class GraphSummary:
     parameters: int
     parameter_bytes: int
     ops: dict[str, int]
-    predicted_us: float = 0.0
+    predicted_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Compilation:
             would have differed too much.
         open_inputs: those without a static shape: type, and an example of one.
         arch: of GPUs that it holds code for.
+        predicted: by architecture the ``gpu`` that is assumed, and the ``us`` of all kernels, one
+            after the other, by its roofline; empty of the target "cpu".
     """
 
     target: str
@@ -109,6 +112,7 @@ class Compilation:
     winograd: str = "auto"
     open_inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     arch: str = ""
+    predicted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,10 @@ class Report:
 
 def summarize(
     graph: Graph,
-    hardware: Hardware,
+    hardware: Hardware | None,
     precision: Precision = Precision(),  # noqa: B008 - it is immutable
 ) -> GraphSummary:
-    """The size of a graph, and its predicted time on a machine."""
+    """The size of a graph, and its predicted time on a machine, if one is given."""
     operations = [n for n in graph.nodes() if not n.is_input and not n.is_constant]
     macs = {n: cost.node_macs(graph, n) for n in operations}
     return GraphSummary(
@@ -181,7 +185,7 @@ def summarize(
         parameters=cost.parameters(graph),
         parameter_bytes=graph.constant_bytes,
         ops=dict(Counter(n.op for n in operations).most_common()),
-        predicted_us=cost_model(hardware, precision).graph_us(graph),
+        predicted_us=cost_model(hardware, precision).graph_us(graph) if hardware else None,
     )
 
 

@@ -26,7 +26,8 @@ def render(report: Report) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("pass", "rewrites", "missed", "nodes", "MACs", "predicted", "took"):
+    foreseen = ["predicted"] if report.after.predicted_us is not None else []
+    for heading in ("pass", "rewrites", "missed", "nodes", "MACs", *foreseen, "took"):
         table.add_column(heading, justify="left" if heading == "pass" else "right")
     for name, rows in _by_pass(report.passes).items():
         remarks = [r for row in rows for r in row.remarks]
@@ -39,7 +40,7 @@ def render(report: Report) -> RenderableType:
             str(len({(r.node, r.text) for r in remarks if not r.applied}) or ""),
             _step(sum(row.nodes_after - row.nodes_before for row in rows)),
             _step(sum(row.macs_after - row.macs_before for row in rows), human),
-            _step(_saving(rows), microseconds),
+            *([_step(_saving(rows), microseconds)] if foreseen else []),
             f"{sum(row.seconds for row in rows) * 1e3:.0f} ms",
         )
     return Group(table, "", *_summary(report))
@@ -83,6 +84,13 @@ def render_summary(summary: GraphSummary) -> RenderableType:
     )
 
 
+def predicted_text(predicted: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of :attr:`Compilation.predicted`: "61 us on H200 (sm_90a), 93 us on A10 (sm_86)"."""
+    return ", ".join(
+        f"{microseconds(each['us'])} on {each['gpu']} ({arch})" for arch, each in predicted.items()
+    )
+
+
 def _count(items: Sequence[Any], what: str) -> str:
     return f"{len(items)} {what}{'s' * (len(items) != 1)}"
 
@@ -100,9 +108,12 @@ def _summary(report: Report) -> list[str]:
         f"nodes       {before.nodes} -> {after.nodes}",
         f"MACs        {human(before.macs)} -> {human(after.macs)}",
         f"parameters  {human(before.parameters)} -> {human(after.parameters)}",
-        f"predicted   {microseconds(before.predicted_us)} -> {microseconds(after.predicted_us)}"
-        f" on one core of {report.hardware.mcpu}",
     ]
+    if before.predicted_us is not None and after.predicted_us is not None:
+        us = f"{microseconds(before.predicted_us)} -> {microseconds(after.predicted_us)}"
+        lines.append(f"predicted   {us} on one core of {report.hardware.mcpu}")
+    if report.compilation is not None and (text := predicted_text(report.compilation.predicted)):
+        lines.append(f"predicted   {text}, the sum of the kernels' rooflines")
     lines.append(_file_text(report.file))
     lines += [line for each in report.approximations for line in _approximation_lines(each)]
     lines += [line for each in report.taken_back for line in _taken_back_lines(each)]

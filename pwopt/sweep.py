@@ -121,7 +121,7 @@ def _point(
     report = made.report
     replaced = sum(len(each.layers) for each in report.approximations)
     point = Point(
-        budget, quality, report.after.predicted_us, None, replaced, report.after.parameters
+        budget, quality, report.after.predicted_us or 0.0, None, replaced, report.after.parameters
     )
     if times is None:
         return point

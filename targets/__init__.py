@@ -92,6 +92,7 @@ def _compile_cuda(
 ) -> Executable:
     from pwopt.precision import Precision
     from pwopt.targets.cuda.arch import archs
+    from pwopt.targets.cuda.arch import gpu as known_gpu
     from pwopt.targets.cuda.compile import compile_graph
     from pwopt.targets.cuda.device import name_of_gpu, usual_arch
     from pwopt.targets.cuda.schedules import tuned
@@ -104,4 +105,5 @@ def _compile_cuda(
     formats = precision or Precision.of("cuda")
     known, gpu, wanted = TuningDatabase(database or default_path()), name_of_gpu(), archs(arch)
     schedules = {each.name: Schedules(tuned(known, each, gpu)) for each in wanted}
-    return compile_graph(graph, wanted, formats.compute, metadata, schedules=schedules)
+    here = known_gpu(gpu) if gpu else None
+    return compile_graph(graph, wanted, formats.compute, metadata, schedules=schedules, gpu=here)

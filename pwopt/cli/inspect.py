@@ -111,7 +111,7 @@ def _show(facts: dict[str, Any], optimized: Report, top: int) -> None:
         screen.print("", f"predicted for {what}:", "", sep="\n")
         screen.print(layers.render(facts["layers"], top))
     before, after = optimized.before, optimized.after
-    us = [microseconds(each.predicted_us) for each in (before, after)]
+    us = [microseconds(each.predicted_us or 0.0) for each in (before, after)]
     screen.print("", "what pwopt would do, with its default passes:", "", sep="\n")
     screen.print(_plan_table(facts["plan"]))
     screen.print(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pwopt import cost
@@ -18,7 +18,7 @@ from pwopt.cost_model import CostModel, cost_model
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node
 from pwopt.page.layout import layout
 from pwopt.profiling import Profile, original_nodes
-from pwopt.report import plain_json
+from pwopt.report import Compilation, plain_json
 
 if TYPE_CHECKING:
     from pwopt.comparison import Comparison
@@ -45,13 +45,15 @@ def of_optimization(made: Optimized) -> Content:
         return content | _without_graphs(reason)
     model = cost_model(report.hardware, made.precision)
     before, after = _Drawing(made.original, model), _Drawing(made.graph, model)
+    if report.target != "cpu":
+        _predict_by_kernels(before, after, report.compilation)
     _link(before, after)
     _add_notes(before, after, report.passes, content["passes"])
     others = _add_times(before, after, report.profile)
     return content | {
         "graphs": {"before": before.to_json(), "after": after.to_json(), "reason": ""},
         "waterfall": _waterfall(before, after, others),
-        "peak_gflops": model.peak_gflops,
+        "peak_gflops": model.peak_gflops if report.target == "cpu" else 0.0,
     }
 
 
@@ -225,21 +227,37 @@ def _add_times(before: _Drawing, after: _Drawing, profile: Profile | None) -> di
     return others
 
 
-def _add_kernels(after: _Drawing, kernels: Iterable[Any]) -> None:
+def _add_kernels(after: _Drawing, kernels: Sequence[Any]) -> None:
     """Times of kernels at their nodes, those of copies into outputs at the first of these."""
+    for each, node in _placed(after, [(each.node, each.origin) for each in kernels], kernels):
+        node["us"] = node.get("us", 0.0) + each.us
+        if each.predicted_us or "kernel" not in node:
+            node["kernel"] = each.kernel
+    for node in after.nodes:
+        node.setdefault("us", 0.0)
+
+
+def _predict_by_kernels(before: _Drawing, after: _Drawing, compilation: Compilation | None) -> None:
+    """Predictions for a GPU: those of its kernels, and none of the original."""
+    for node in (*before.nodes, *after.nodes):
+        node |= {"predicted": 0.0, "bound": ""}
+    kernels = compilation.kernels if compilation is not None else []
+    for each, node in _placed(after, [(k["node"], k["origin"]) for k in kernels], kernels):
+        node["predicted"] += each["predicted_us"]
+
+
+def _placed(
+    after: _Drawing, names: Iterable[tuple[str, Sequence[str]]], kernels: Iterable[Any]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Kernels and their nodes, by the labels and origins of what they compute."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, label in enumerate(after.labels):
         places[label].append(i)
     outputs = [i for i, node in enumerate(after.nodes) if node["op"] == "Output"]
-    for each in kernels:
-        found = places.get(each.node) if each.node else outputs
-        for at in (found or _of_origin(after, each.origin))[:1]:
-            node = after.nodes[at]
-            node["us"] = node.get("us", 0.0) + each.us
-            if each.predicted_us or "kernel" not in node:
-                node["kernel"] = each.kernel
-    for node in after.nodes:
-        node.setdefault("us", 0.0)
+    for (label, origin), each in zip(names, kernels, strict=True):
+        found = places.get(label) if label else outputs
+        for at in (found or _of_origin(after, origin))[:1]:
+            yield each, after.nodes[at]
 
 
 def _of_origin(after: _Drawing, origin: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pwopt.page import charts
 from pwopt.page.content import Content
+from pwopt.report_text import predicted_text
 from pwopt.units import human
 from pwopt.units import microseconds as plain_microseconds
 
@@ -36,6 +37,7 @@ def render(content: Content) -> str:
         "passes": _pass_rows(content),
         "declined": _declined(report),
         "report": report,
+        "on_gpus": _on_gpus(report) if report else "",
         "comparison": comparison,
         "profile": profile,
         "checks": _checks(report),
@@ -66,8 +68,17 @@ def verdict(content: Content) -> str:
     if report is None:
         return f"{name} was measured{off}."
     before_us, after_us = report["before"]["predicted_us"], report["after"]["predicted_us"]
-    text = f"{microseconds(after_us)} instead of {microseconds(before_us)}"
+    if before_us is not None:
+        text = f"{microseconds(after_us)} instead of {microseconds(before_us)}"
+    elif not (text := _on_gpus(report)):
+        return f"{name} was optimized{off}{size}. Nothing was measured or predicted."
     return f"{name} is predicted to take {text}{off}{size}. Nothing was measured."
+
+
+def _on_gpus(report: Mapping[str, Any]) -> str:
+    """The times that are predicted for GPUs; empty where there are none."""
+    compilation = report.get("compilation") or {}
+    return predicted_text(compilation.get("predicted", {})).replace(" us ", " \u00b5s ")
 
 
 def _name(content: Content) -> str:
@@ -140,8 +151,11 @@ def _tiles(content: Content) -> list[dict[str, str]]:
         tiles.append({"what": "largest error", "before": "", "after": f"{error:.1e}"})
     if report is not None:
         before, after = report["before"], report["after"]
-        us = [microseconds(each["predicted_us"]) for each in (before, after)]
-        tiles.append({"what": "predicted", "before": us[0], "after": us[1]})
+        if before["predicted_us"] is not None:
+            us = [microseconds(each["predicted_us"]) for each in (before, after)]
+            tiles.append({"what": "predicted", "before": us[0], "after": us[1]})
+        elif text := _on_gpus(report):
+            tiles.append({"what": "predicted", "before": "", "after": text})
         for what, key, unit in (
             ("operations", "nodes", ""),
             ("multiply-adds", "macs", ""),

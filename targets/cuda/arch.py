@@ -197,6 +197,20 @@ GPUS = {
 }
 
 
+_USUAL = {
+    "sm_80": "A100-SXM4-80GB",
+    "sm_86": "A10",
+    "sm_89": "L4",
+    "sm_90": "H200",
+    "sm_90a": "H200",
+}
+
+
+def usual_gpu(arch: Arch) -> Gpu:
+    """The GPU that code is made for where nothing is known but its architecture."""
+    return GPUS[_USUAL[arch.name]]
+
+
 def gpu(device_name: str) -> Gpu | None:
     """The GPU of the name that the driver gives, e.g. ``NVIDIA A10``, or None if unknown."""
     matching = [g for g in GPUS.values() if re.search(rf"\b{g.name}\b", device_name)]

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from pwopt.ir.graph import Graph
-from pwopt.targets.cuda.arch import Arch
+from pwopt.targets.cuda.arch import Arch, Gpu, usual_gpu
 from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.module import Code, generate
 from pwopt.targets.cuda.rules import RULES
 from pwopt.targets.cuda.toolchain import Cubin, compile_sources, find_compiler, trim_cache
 from pwopt.targets.executable import Executable, Manifest
 from pwopt.targets.lowering import Lowering
-from pwopt.targets.plan import assign_offsets, pack_constants
+from pwopt.targets.plan import Plan, assign_offsets, pack_constants
 from pwopt.targets.schedules import Schedules
 from pwopt.targets.segments import inputs_of, lower, outputs_of, report, with_identities
 
@@ -30,6 +30,7 @@ def compile_graph(
     metadata: Mapping[str, Any] | None = None,
     assemble: Assemble | None = None,
     schedules: Mapping[str, Schedules] | None = None,
+    gpu: Gpu | None = None,
 ) -> Executable:
     """Compiles a graph; nodes without a kernel run in ONNX Runtime inside the executable.
 
@@ -40,6 +41,7 @@ def compile_graph(
         metadata: stored in the executable.
         assemble: makes machine code; NVIDIA's compiler if left out.
         schedules: tuned ones, by architecture.
+        gpu: that code for its architecture is to fill; a usual one if left out.
 
     Raises:
         CodegenError: there is no compiler, or it refuses a kernel.
@@ -49,7 +51,11 @@ def compile_graph(
         assemble = with_compiler
     graph = with_identities(graph)
     tuned = schedules or {}
-    variants = [_variant(arch, precision, tuned.get(arch.name)) for arch in archs]
+    gpus = [gpu if gpu and gpu.arch == arch.name else usual_gpu(arch) for arch in archs]
+    variants = [
+        _variant(arch, precision, tuned.get(arch.name), each)
+        for arch, each in zip(archs, gpus, strict=True)
+    ]
     lowered = lower(graph, variants, RULES)
     every = [plan for plans in lowered.plans for plan in plans]
     for plan in every:
@@ -69,7 +75,10 @@ def compile_graph(
         lanes=0,  # nothing depends on the host's processor
         cubins=places,
         metadata={"target": "cuda", "arch": ",".join(names), **(metadata or {})},
-        report=_report(report(lowered, lowered.plans[0]), codes[0], cubins),
+        report={
+            **_report(report(lowered, lowered.plans[0]), codes[0], cubins),
+            "predicted": _predicted(names, gpus, lowered.plans),
+        },
     )
     return Executable(manifest, None, constants, models, cubins=images)
 
@@ -82,9 +91,9 @@ def with_compiler(sources: Mapping[str, str], arch: str) -> dict[str, Cubin]:
 
 
 def _variant(
-    arch: Arch, precision: str, schedules: Schedules | None
+    arch: Arch, precision: str, schedules: Schedules | None, gpu: Gpu
 ) -> Callable[[Graph], Lowering]:
-    return lambda part: CudaLowering(part, arch, precision, schedules)
+    return lambda part: CudaLowering(part, arch, precision, schedules, gpu)
 
 
 def _packed(
@@ -100,6 +109,16 @@ def _packed(
             images.append(cubin.image)
             at += len(cubin.image)
     return places, np.frombuffer(b"".join(images), np.uint8)
+
+
+def _predicted(
+    archs: Sequence[str], gpus: Sequence[Gpu], plans: Sequence[Sequence[Plan]]
+) -> dict[str, dict[str, Any]]:
+    """By architecture the GPU that is assumed, and the sum of its kernels' rooflines."""
+    return {
+        arch: {"gpu": gpu.name, "us": sum(s.predicted_us for plan in each for s in plan.steps)}
+        for arch, gpu, each in zip(archs, gpus, plans, strict=True)
+    }
 
 
 def _report(

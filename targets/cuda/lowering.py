@@ -12,7 +12,7 @@ import numpy as np
 
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.targets import lowering as common
-from pwopt.targets.cuda.arch import GPUS, Arch, Gpu
+from pwopt.targets.cuda.arch import Arch, Gpu, usual_gpu
 from pwopt.targets.cuda.kernels.copy import copy, fill, pad_channels
 from pwopt.targets.lowering import element_type, static_shape
 from pwopt.targets.placement import Slice
@@ -51,12 +51,11 @@ class CudaLowering(common.Lowering):
             arch: to generate code for.
             precision: of products: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
             schedules: tuned ones.
-            gpu: to fill; a usual one of the architecture if left out.
+            gpu: to fill; the usual one of the architecture if left out.
         """
         super().__init__(graph, schedules)
         self.arch, self.precision, self.dtype = arch, precision, STORED[precision]
-        usual = GPUS["H200" if arch.capability >= (9, 0) else "A100-SXM4-80GB"]
-        self.gpu = gpu or next((g for g in GPUS.values() if g.arch == arch.name), usual)
+        self.gpu = gpu or usual_gpu(arch)
         self.enlarged: dict[Value, tuple[Tensor, tuple[int, int]]] = {}
 
     # --- memory ---------------------------------------------------------------------------------

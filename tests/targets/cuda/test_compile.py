@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,6 +75,27 @@ def test_formats_are_those_of_the_gpu_not_of_the_host() -> None:
         DATA / "fashion-lenet.onnx", "cuda", precision="bf16", arch="sm_80", hardware=narrow
     )
     assert made.metadata["precision"] == "bf16"
+
+
+def test_predictions_are_those_of_the_gpus_that_code_is_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = str(DATA / "fashion-lenet.onnx"), tmp_path / "out"
+    arguments = ["--target", "cuda", "--arch", "sm_86,sm_90a", "-o", str(out), "-q"]
+    assert run(["optimize", model, *arguments]) == 0
+    found = json.loads((out / "report.json").read_text())
+    assert found["before"]["predicted_us"] is found["after"]["predicted_us"] is None
+    assert all(row["us_before"] is row["us_after"] is None for row in found["passes"])
+    made = found["compilation"]
+    gpus = {arch: each["gpu"] for arch, each in made["predicted"].items()}
+    assert gpus == {"sm_86": "A10", "sm_90a": "H200"}
+    first = sum(kernel["predicted_us"] for kernel in made["kernels"])
+    assert made["predicted"]["sm_86"]["us"] == pytest.approx(first)
+    told, page = capsys.readouterr().out, (out / "report.html").read_text()
+    assert re.search(r"predicted +[\d.]+ us on A10 \(sm_86\), [\d.]+ us on H200 \(sm_90a\)", told)
+    assert "one core" not in told
+    assert f"{made['predicted']['sm_90a']['us']:.3g} \u00b5s on H200 (sm_90a)" in page
+    assert 'id="roofline"' not in page  # whose roofs are a processor's
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pwopt.targets.cuda.arch import ARCHS
+from pwopt.targets.cuda.arch import ARCHS, usual_gpu
 from pwopt.targets.cuda.codegen import source
 from pwopt.targets.cuda.disassembly import disassemble, instructions
 from pwopt.targets.cuda.kernels.conv import conv
@@ -17,7 +17,6 @@ from pwopt.targets.cuda.kernels.tiling import (
     counters,
     grid,
     steps,
-    typical,
     workspace_bytes,
 )
 from pwopt.targets.cuda.toolchain import compile_sources
@@ -94,7 +93,7 @@ def test_few_pixels_still_fill_the_gpu(layer: str) -> None:
     arch = ARCHS["sm_80"]
     geometry = LAYERS[layer].geometry("float16")
     blocks = math.prod(grid(geometry, choose_tile(geometry, arch)))
-    assert blocks >= 0.7 * typical(arch).multiprocessors
+    assert blocks >= 0.7 * usual_gpu(arch).multiprocessors
 
 
 def test_large_batches_get_large_tiles() -> None:
