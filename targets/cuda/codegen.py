@@ -28,9 +28,8 @@ from pwopt.targets.views import itemsize
 
 Expr = Any  # a TIR expression or a Python number
 
-_ELEMENTS = 2**31 - 1  # of one pointer at most: offsets are 32-bit, whose divisions are fast
 WIDEST = 16  # bytes of the widest load and store
-_ELEMENTS = 2**31 - 1  # behind a pointer: offsets are computed in 32 bits
+_ELEMENTS = 2**31 - 1  # behind a pointer: offsets are 32-bit, whose divisions are fast
 _SHARED_ALIGNMENT = 1024  # bytes; what 128-byte swizzles of the tensor memory accelerator want
 
 _ROLLED = "pw_rolled"

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import math
+import mmap
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,6 @@ from pwopt.targets.launches import Address, Launch, LaunchList, Window, dependen
 ALIGNMENT = 64  # bytes; what kernels expect of every pointer
 _APART = 256  # bytes between the starts of arrays that share an allocation
 SLACK = 64  # bytes that kernels may read past the end of any array
-_STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel may have without asking
 _PLACES_TRIED = 64
 
 
@@ -190,6 +190,7 @@ class LoadedLaunches:
                 piece = np.ascontiguousarray(constants[start : start + size])
                 target = self._constants + at
                 _call(driver.cuMemcpyHtoD, target, piece.ctypes.data, piece.nbytes)
+            _call(driver.cuCtxSynchronize)  # copies may end later, and streams of runs do not wait
             weakref.finalize(self, _release, device, undo.pop_all())
         self._pool: list[_Session] = []
 
@@ -313,7 +314,7 @@ class _Session:
             self._workspace = device.memory(loaded.launches.workspace_bytes)
             undo.callback(_quietly, driver.cuMemFree, self._workspace)
             if cleared := loaded.launches.cleared_bytes:
-                _call(driver.cuMemsetD8, self._workspace, 0, cleared)
+                _call(driver.cuMemsetD8Async, self._workspace, 0, cleared, self.stream)
             self._in = _Staging(device, loaded.inputs, undo)
             self._out = _Staging(device, loaded.outputs, undo)
             self._places = (self._in.addresses, self._out.addresses)  # in the bare graph
@@ -534,7 +535,8 @@ class _Staging:
         self.device = device.memory(self.bytes)
         undo.callback(_quietly, driver.cuMemFree, self.device)
         self.addresses = [self.device + start for start in starts]
-        self.host = np.zeros(self.bytes, np.uint8)
+        # Whole pages: the driver pins no page twice.
+        self.host = np.frombuffer(mmap.mmap(-1, self.bytes), np.uint8)
         _call(driver.cuMemHostRegister, self.host.ctypes.data, self.bytes, 0)
         undo.callback(_unpinned, self.host)
         self.arrays = [
@@ -562,7 +564,7 @@ def _functions(
             module = _call(driver.cuModuleLoadData, kernels[launch.kernel])
             undo.callback(_quietly, driver.cuModuleUnload, module)
             function = _call(driver.cuModuleGetFunction, module, launch.kernel.encode())
-            if launch.shared_bytes > _STATIC_SHARED:
+            if launch.shared_bytes:  # 48 KiB are free, but static memory counts towards them
                 _call(driver.cuFuncSetAttribute, function, limit, launch.shared_bytes)
             found[launch.kernel] = function
     return found

@@ -25,7 +25,7 @@ from pwopt.targets.cuda import nvrtc_headers
 
 _OPTIONS = ("-std=c++17", "-w")
 _MAX_CACHE_BYTES = 512 * 1024 * 1024
-_CACHE_LAYOUT = 1
+_CACHE_LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,11 @@ def read_usage(log: str) -> dict[str, Usage]:
 
 
 def _warnings(log: str) -> tuple[str, ...]:
+    """What ptxas remarks on: warnings, and what it numbers, such as products that it serializes."""
     lines = (line.strip() for line in log.splitlines())
-    return tuple(line for line in lines if "ptxas" in line and re.search("warning|advisory", line))
+    return tuple(
+        line for line in lines if "ptxas" in line and re.search(r"warning|advisory|\(C\d+\)", line)
+    )
 
 
 # --- the cache ------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pwopt.targets.cuda.arch import GPUS, Arch, Gpu
+from pwopt.targets.cuda.arch import Arch, Gpu, usual_gpu
 from pwopt.targets.cuda.codegen import WIDEST
 from pwopt.targets.cuda.kernels.geometry import Geometry
 
 _STAGES = 4
 _SPLITS = (2, 3, 4, 6, 8, 12, 16)
+_MOST_ROWS = 65535  # of blocks in a grid
 _STAGED_PADDING = 8  # floats behind a staged row: eight rows of a store hit different banks
 
 _LAUNCH = 1500  # cycles until the first tile is in shared memory
@@ -132,6 +133,8 @@ def candidates(geometry: Geometry, arch: Arch, *, tensor_cores: bool = True) -> 
     """Tiles that fit the architecture and are not far too large for the work."""
     for shape in SHAPES if tensor_cores else FLOAT_SHAPES:
         bm, bn, _, _ = shape
+        if geometry.pixels > bm * _MOST_ROWS:
+            continue
         if bm >= 2 * max(geometry.pixels, 32) or bn >= 2 * max(geometry.out_channels, 32):
             continue
         for row_bytes in (128, 64):
@@ -162,7 +165,7 @@ def choose_tile(
     Args:
         geometry: the convolution.
         arch: to fit.
-        gpu: to fill; a typical one of the architecture if left out.
+        gpu: to fill; the usual one of the architecture if left out.
         tensor_cores: whether its products are theirs; always so but for float32.
     """
     return ranked(geometry, arch, gpu, tensor_cores=tensor_cores)[0]
@@ -172,15 +175,9 @@ def ranked(
     geometry: Geometry, arch: Arch, gpu: Gpu | None = None, *, tensor_cores: bool = True
 ) -> list[Tile]:
     """The candidates, those of the least estimated time first; arguments as :func:`choose_tile`."""
-    gpu = gpu or typical(arch)
+    gpu = gpu or usual_gpu(arch)
     tiles = candidates(geometry, arch, tensor_cores=tensor_cores)
     return sorted(tiles, key=lambda tile: (cycles(geometry, tile, arch, gpu), tile.split))
-
-
-def typical(arch: Arch) -> Gpu:
-    """A GPU of an architecture, of the next newer one where none is known."""
-    known = sorted(GPUS.values(), key=lambda g: g.arch)
-    return next((g for g in known if g.arch >= arch.name), known[-1])
 
 
 def cycles(geometry: Geometry, tile: Tile, arch: Arch, gpu: Gpu) -> float:

@@ -299,6 +299,13 @@ def test_machine_code_has_warpgroup_products_and_no_spills(
     assert not cubin.warnings  # such as products that ptxas serializes
 
 
+def test_serialized_products_are_told_of(text: str) -> None:
+    wait = "tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();"
+    touched = _only(text, "persistent").replace(wait, f"sums_ptr[0] += 1.f; {wait}")
+    (cubin,) = compile_sources([touched], "sm_90a")
+    assert any("serialized" in line for line in cubin.warnings)
+
+
 LAYERS = [  # images, side, input and output channels, kernel, stride
     *((1, 56, 64, 64, 3, 1), (1, 56, 64, 256, 1, 1), (1, 56, 256, 128, 1, 2)),
     *((1, 14, 1024, 256, 1, 1), (1, 7, 512, 2048, 1, 1), (32, 7, 512, 512, 3, 1)),

@@ -123,6 +123,7 @@ def check_tensors(folder: Path) -> None:
         with gpu.active() as driver:
             place = gpu.memory(array.nbytes)
             driver.cuMemcpyHtoD(place, array.ctypes.data, array.nbytes)
+            driver.cuCtxSynchronize()
         buffer = Buffer.from_handle(place, array.nbytes, owner=array)
         return StridedMemoryView.from_buffer(buffer, array.shape, dtype=array.dtype)
 

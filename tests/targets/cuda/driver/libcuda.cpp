@@ -128,20 +128,40 @@ API cuPointerGetAttribute(void* data, CUpointer_attribute which, CUdeviceptr at)
 API cuMemGetInfo_v2(size_t* free_, size_t* total) {
   return *total = 1ull << 34, *free_ = *total - (size_t)live["memory"], CUDA_SUCCESS;
 }
-API cuMemHostRegister_v2(void*, size_t size, unsigned) {
-  return count("pinned", 1), size ? CUDA_SUCCESS : INVALID;
+API cuMemHostRegister_v2(void* at, size_t size, unsigned) {
+  if ((uintptr_t)at % 4096 || !size) return INVALID;  // so that no page is pinned twice
+  return count("pinned", 1), CUDA_SUCCESS;
 }
 API cuMemHostUnregister(void*) { return count("pinned", -1), CUDA_SUCCESS; }
-API cuMemsetD8_v2(CUdeviceptr at, unsigned char value, size_t size) {
+API cuMemsetD8Async(CUdeviceptr at, unsigned char value, size_t size, CUstream) {
   if (outside() || !holds(at, size)) return INVALID;
   return memset((void*)at, value, size), CUDA_SUCCESS;
 }
-API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t size) {
+static CUresult upload(CUdeviceptr to, const void* from, size_t size) {
   if (outside() || !holds(to, size)) return INVALID;
   return memcpy((void*)to, from, size), CUDA_SUCCESS;
 }
+// From memory that is not pinned, this may return before the data are there.
+struct Late { CUdeviceptr to; std::vector<char> data; };
+static std::vector<Late> late;
+API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t size) {
+  if (outside() || !holds(to, size)) return INVALID;
+  std::lock_guard<std::mutex> guard(lock);
+  late.push_back({to, {(const char*)from, (const char*)from + size}});
+  return CUDA_SUCCESS;
+}
+API cuCtxSynchronize() {
+  std::vector<Late> now;
+  {
+    std::lock_guard<std::mutex> guard(lock);
+    now.swap(late);
+  }
+  for (auto& each : now)
+    if (CUresult code = upload(each.to, each.data.data(), each.data.size())) return code;
+  return CUDA_SUCCESS;
+}
 API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t size, CUstream) {
-  return cuMemcpyHtoD_v2(to, from, size);
+  return upload(to, from, size);
 }
 API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream) {
   if (outside() || !holds(to, size)) return INVALID;
