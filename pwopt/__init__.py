@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pwopt.frontend import load, save
     from pwopt.hardware import Hardware
     from pwopt.ir.graph import Graph, Node
+    from pwopt.pass_timing import measure_passes
     from pwopt.passes import register_pass
     from pwopt.pipeline import Applied, Context, Missed, Pass, Rewrite
     from pwopt.recovery import recover
@@ -65,6 +66,7 @@ __all__ = [
     "compile",
     "load",
     "load_executable",
+    "measure_passes",
     "optimize",
     "recover",
     "register_pass",
@@ -87,6 +89,7 @@ _MODULES = {
     "compile": "driver",
     "load": "frontend",
     "load_executable": "targets.executable",
+    "measure_passes": "pass_timing",
     "optimize": "driver",
     "recover": "recovery",
     "register_pass": "passes",

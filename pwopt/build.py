@@ -7,16 +7,21 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pwopt import driver, hardware
-from pwopt.driver import CodeOptions
+from pwopt.driver import CodeOptions, Optimized
 from pwopt.errors import CodegenError, FrontendError, UsageError
 from pwopt.growth import MAX_GROWTH
 from pwopt.hardware import Hardware
 from pwopt.output import PAGE, REPORT, staged
+from pwopt.pass_timing import measure_passes
 from pwopt.pipeline import missing_file
 from pwopt.report import Report
 from pwopt.tuning import tune
+
+if TYPE_CHECKING:
+    from pwopt.targets.executable import Executable
 
 COMPILERS = ("g++", "c++", "clang++")
 
@@ -43,6 +48,7 @@ class Request:
         preprocessing: of images and bytes among the examples.
         tune_seconds: to measure schedules before it is made, or None.
         profile: whether to measure the original and the executable for the report.
+        measure_passes: whether to compile after each pass, too, and to measure what it brought.
         command: the command line, for the report.
     """
 
@@ -63,6 +69,7 @@ class Request:
     preprocessing: str | None = None
     tune_seconds: float | None = None
     profile: bool = True
+    measure_passes: bool = False
     command: str = ""
 
 
@@ -106,6 +113,7 @@ def build(
             bottleneck=request.bottleneck,
             calibration=request.calibration,
             preprocessing=request.preprocessing,
+            keep_stages=request.measure_passes,
             progress=progress,
         )
         for row in made.report.passes:
@@ -138,6 +146,8 @@ def build(
             if request.profile and not driver.why_not_here(executable, formats.on(machine)):
                 progress("profiling")
                 made = driver.profiled(made, executable, request.model)
+            if request.measure_passes:
+                made = _passes_measured(made, executable, request, progress)
         made = replace(made, report=replace(made.report, command=request.command))
         (stage / REPORT).write_text(made.report.dumps())
         (stage / PAGE).write_text(made.html())
@@ -145,11 +155,25 @@ def build(
     return made.report
 
 
+def _passes_measured(
+    made: Optimized, executable: Executable, request: Request, progress: driver.Progress
+) -> Optimized:
+    """What each pass brought, in code made like the executable's."""
+    chosen = made.report.compilation
+    code = replace(request.code, winograd=chosen.winograd) if chosen else request.code
+    return measure_passes(made, code, executable, model=request.model, progress=progress)
+
+
 def _check(request: Request, machine: Hardware) -> None:
     """Everything that can be known to fail before the work starts."""
     driver.check_target(request.target)
     if request.tune_seconds is not None and (request.mcpu or not request.compile):
         raise UsageError("--tune measures what is compiled, on this machine: without --mcpu")
+    if request.measure_passes and (request.mcpu or not request.compile):
+        raise UsageError(
+            "--measure-passes measures executables on this machine: leave out --mcpu and "
+            "--no-compile"
+        )
     request.code.formats(request.target)
     if request.target == "cuda" and request.compile:
         _check_cuda(request)

@@ -105,7 +105,6 @@ class Comparison:
         plain = plain_json(
             {"generator": "pwopt", "schema": 1}
             | {name: getattr(self, name) for name in self.__dataclass_fields__}
-            | {"rows": [_row_json(row) for row in self.rows]}
         )
         assert isinstance(plain, dict)
         return plain
@@ -311,11 +310,6 @@ def _notes(rows: Sequence[Row], second: Side) -> Iterator[str]:
     load = os.getloadavg()[0]
     if load > len(os.sched_getaffinity(0)) + 0.5:
         yield f"the machine was busy (load {load:.1f}): the CPU ratio says more than the others"
-
-
-def _row_json(row: Row) -> dict[str, Any]:
-    plain = {name: getattr(row, name) for name in row.__dataclass_fields__}
-    return {k: v._asdict() if isinstance(v, Spread) else v for k, v in plain.items()}
 
 
 def _device_cells(row: Row) -> tuple[str, str]:

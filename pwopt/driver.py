@@ -83,6 +83,8 @@ class Optimized:
         reproducers: small models by file name; each shows a rewrite in ``report.taken_back``.
         original: the graph as it was.
         precision: number formats that the predictions are for.
+        stages: the graph before any pass and after each of ``report.passes`` that changed it; none
+            where they were not asked for.
     """
 
     graph: Graph
@@ -91,6 +93,7 @@ class Optimized:
     reproducers: Mapping[str, Graph] = field(default_factory=dict)
     original: Graph | None = field(default=None, repr=False)
     precision: Precision = field(default_factory=Precision)
+    stages: tuple[Graph, ...] = field(default=(), repr=False)
 
     def html(self) -> str:
         """``report.html``: the report as a page that needs no network."""
@@ -117,6 +120,7 @@ def optimize(
     calibration: Examples | None = None,
     preprocessing: str | None = None,
     dump: str | Path | None = None,
+    keep_stages: bool = False,
     progress: Progress | None = None,
 ) -> Optimized:
     """Rewrites a model so that it runs faster on the target and computes the same.
@@ -145,6 +149,8 @@ def optimize(
         preprocessing: of images and bytes, such as ``"imagenet"``.
         dump: a folder for the graph's text after each pass that changed it; ``PWOPT_DUMP`` if
             left out.
+        keep_stages: whether to keep the graph after each pass that changed it, for
+            :func:`pwopt.measure_passes`.
         progress: called with a few words at the start of each step.
 
     Raises:
@@ -169,8 +175,9 @@ def optimize(
     room = growth.budget(original, max_growth)
     lossy = [*_asked_for(replace_fc_head, bottleneck), *(each for each in sequence if each.lossy)]
     sequence = [each for each in sequence if not each.lossy]
-    dumper = _dumper(dump)
-    kept, raw, approximated = original, _raw(model), None
+    stages = [original] if keep_stages else []
+    after_pass = _after_pass(dump, stages if keep_stages else None)
+    kept, raw, approximated = original, as_it_came(model), None
     if lossy:
         approximated = approximate(
             original,
@@ -181,7 +188,7 @@ def optimize(
             preprocessing=preprocessing,
             measured=machine == _host() and target == "cpu",
             room=room,
-            after_pass=dumper,
+            after_pass=after_pass,
             progress=step,
         )
         kept, raw = approximated.graph, None
@@ -199,7 +206,7 @@ def optimize(
         if isinstance(answers, Reference):
             guard = Guard(answers, kept, sequence, step)
     step("optimizing")
-    rows = Pipeline(sequence, after_pass=dumper, runner=guard or run_pass).run(graph, context)
+    rows = Pipeline(sequence, after_pass=after_pass, runner=guard or run_pass).run(graph, context)
     file = _file_size(model, original, graph, max_growth, room)
     if verify:
         step("checking against the original")
@@ -223,7 +230,7 @@ def optimize(
     )
     reference = answers if isinstance(answers, Reference) else None
     reproducers = guard.reproducers if guard else {}
-    return Optimized(graph, report, reference, reproducers, original, formats)
+    return Optimized(graph, report, reference, reproducers, original, formats, tuple(stages))
 
 
 def compile(
@@ -277,7 +284,7 @@ def compile(
 
     graph, source = read(model, input_shapes)
     limits.check_sizes(graph)
-    graph = _with_types(graph)
+    graph = with_types(graph)
     facts = {"pwopt": _version(), "target": target, "sha256": source.sha256, **(metadata or {})}
     used = formats if target == "cuda" else formats.used(hardware or _host())
     facts |= {"precision": used.compute, "fc_weights": used.fc_weights}
@@ -340,7 +347,7 @@ def profiled(optimized: Optimized, executable: Executable, model: Model) -> Opti
 
     report, reference = optimized.report, optimized.reference
     types = reference.types if reference else input_types(optimized.graph)
-    original = _raw(model) or optimized.original
+    original = as_it_came(model) or optimized.original
     if original is None or any(t.static_shape is None for t in types.values()):
         return optimized
     nodes = report.before.nodes
@@ -348,17 +355,10 @@ def profiled(optimized: Optimized, executable: Executable, model: Model) -> Opti
     return dataclasses.replace(optimized, report=dataclasses.replace(report, profile=found))
 
 
-class _WinogradError(NumericsError):
-    """An executable with Winograd kernels differs from the original."""
-
-
-def _compile_and_check(
-    optimized: Optimized, options: CodeOptions
-) -> tuple[Executable, Compilation]:
-    report, start = optimized.report, time.perf_counter()
-    formats = options.formats(report.target)
-    executable = compile(
-        optimized.graph,
+def compile_as(report: Report, graph: Graph, options: CodeOptions) -> Executable:
+    """Compiles a graph for the target and machine of a report."""
+    return compile(
+        graph,
         report.target,
         options.threads,
         hardware=report.hardware,
@@ -373,6 +373,18 @@ def _compile_and_check(
         max_size_growth=options.max_size_growth,
         arch=options.arch,
     )
+
+
+class _WinogradError(NumericsError):
+    """An executable with Winograd kernels differs from the original."""
+
+
+def _compile_and_check(
+    optimized: Optimized, options: CodeOptions
+) -> tuple[Executable, Compilation]:
+    report, start = optimized.report, time.perf_counter()
+    formats = options.formats(report.target)
+    executable = compile_as(report, optimized.graph, options)
     seconds = time.perf_counter() - start
     made = executable.report
     kernels = list(made.get("kernels", ()))
@@ -432,7 +444,7 @@ def read(model: Model, input_shapes: Shapes | None = None) -> tuple[Graph, Sourc
 
     model = _converted(model)
     graph = frontend.load(model, input_shapes)
-    raw = _raw(model)
+    raw = as_it_came(model)
     if isinstance(raw, Path):
         with raw.open("rb") as stream:
             return graph, Source(str(raw), hashlib.file_digest(stream, "sha256").hexdigest())
@@ -505,8 +517,8 @@ def _converted(model: Model) -> Model:
     return frontend.converted(model)
 
 
-def _raw(model: Model) -> Path | bytes | None:
-    """The model as it came, for the reference to be independent of the frontend."""
+def as_it_came(model: Model) -> Path | bytes | None:
+    """The model as it came, for references independent of the frontend; None of a graph."""
     if isinstance(model, Graph):
         return None
     if isinstance(model, bytes):
@@ -536,7 +548,7 @@ def _asked_for(replace_fc_head: bool, bottleneck: float | None) -> list[Pass]:
     return heads if bottleneck is None else [*heads, InsertBottlenecks(budget=bottleneck)]
 
 
-def _with_types(graph: Graph) -> Graph:
+def with_types(graph: Graph) -> Graph:
     """The graph, or a copy of it with what else can be known of its types."""
     types = (t for node in graph.nodes() for t in node.types if isinstance(t, TensorType))
     if all(t.dtype is not None and t.static_shape is not None for t in types):
@@ -571,7 +583,7 @@ def _file_size(
     """Measures both files; the optimized one does without inferable types if it is too large."""
     from pwopt import frontend
 
-    raw = _raw(model)
+    raw = as_it_came(model)
     before = raw.stat().st_size if isinstance(raw, Path) else len(raw or b"")
     if before < original.constant_bytes:  # a graph, or weights in a file of their own
         before = frontend.file_bytes(original)
@@ -581,6 +593,20 @@ def _file_size(
         after = frontend.file_bytes(optimized)
     refused = room.refused
     return FileSize(before, after, max_growth, len(refused), sum(refused.values()))
+
+
+def _after_pass(dump: str | Path | None, stages: list[Graph] | None) -> AfterPass | None:
+    """What is done after each pass that changed the graph: its text, a copy of it, both or none."""
+    write = _dumper(dump)
+    if stages is None:
+        return write
+
+    def keep(graph: Graph, each: Pass, row: PassReport) -> None:
+        stages.append(graph.copy())
+        if write is not None:
+            write(graph, each, row)
+
+    return keep
 
 
 def _dumper(folder: str | Path | None) -> AfterPass | None:

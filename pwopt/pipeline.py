@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pwopt import hardware
 from pwopt.approximation import Approximation
@@ -27,6 +27,9 @@ from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph, Node
 from pwopt.ir.verify import verify
 from pwopt.precision import Precision
+
+if TYPE_CHECKING:
+    from pwopt.timing import Spread
 
 MAX_SWEEPS = 100  # of one rewrite over the graph; every rewrite must make progress
 # Operations of a graph whose time is predicted after every pass: 40 us an operation add up.
@@ -221,6 +224,26 @@ class Rewrite(Pass):
 
 
 @dataclass(frozen=True)
+class PassMeasurement:
+    """What one run of a pass brought, by executables of the graph before and after it.
+
+    Attributes:
+        latency_ms: of the one after.
+        saved_ms: what it takes less than the one before, within one round.
+        saved_share: the same as a share of the latency before.
+        error: of its outputs from those of the original model, relative to their scale: what this
+            and all earlier passes cost; None where the original cannot be run.
+        same_code: whether both are the same kernels on the same constants.
+    """
+
+    latency_ms: Spread
+    saved_ms: Spread
+    saved_share: Spread
+    error: float | None
+    same_code: bool
+
+
+@dataclass(frozen=True)
 class PassReport:
     """What one run of a pass did.
 
@@ -233,6 +256,7 @@ class PassReport:
         us_before, us_after: predicted time of one inference, microseconds; None where the graph is
             too large to predict it after every pass, or for GPUs.
         remarks: rewrites made and declined.
+        measured: what it brought; None where it changed nothing, or nothing was measured.
     """
 
     spec: str
@@ -245,6 +269,7 @@ class PassReport:
     us_before: float | None
     us_after: float | None
     remarks: tuple[Remark, ...]
+    measured: PassMeasurement | None = None
 
 
 AfterPass = Callable[[Graph, Pass, PassReport], None]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from pwopt.pipeline import PassReport
 from pwopt.precision import Precision
 
 if TYPE_CHECKING:
+    from pwopt.pass_timing import PassTiming
     from pwopt.profiling import Profile
 
 SCHEMA = 1  # of report.json; grows when a field changes its meaning or goes
@@ -133,6 +134,7 @@ class Report:
         seconds: wall time.
         profile: where the time goes in the original and in the executable; None where neither was
             measured.
+        pass_timing: how ``measured`` in ``passes`` was measured; None where it was not asked for.
         environment: versions, and the machine.
         command: the command line; empty where it was called from Python.
         schema: of ``report.json``.
@@ -153,6 +155,7 @@ class Report:
     taken_back: tuple[TakenBack, ...] = ()
     seconds: float = 0.0
     profile: Profile | None = None
+    pass_timing: PassTiming | None = None
     environment: Mapping[str, Any] = field(default_factory=environment)
     command: str = ""
     schema: int = SCHEMA
@@ -198,10 +201,34 @@ def is_pointwise(graph: Graph, node: Node) -> bool:
     return shape is not None and len(shape) > 2 and math.prod(shape[2:]) == 1
 
 
+def runs_by_pass(
+    runs: Sequence[tuple[str, bool]], apart: bool = False
+) -> list[tuple[str, list[int]]]:
+    """The runs of each pass together, as positions, in the order of their first ones.
+
+    Args:
+        runs: by run the pass with its options, and whether it changed the graph.
+        apart: whether runs that changed the graph stand apart, in the order in which they did.
+    """
+    found: list[tuple[str, list[int]]] = []
+    latest: dict[str, list[int]] = {}
+    for i, (spec, changed) in enumerate(runs):
+        group = latest.get(spec)
+        if group is None or (apart and changed and any(runs[j][1] for j in group)):
+            group = latest[spec] = []
+            found.append((spec, group))
+        group.append(i)
+    if apart:
+        found.sort(key=lambda each: next((i for i in each[1] if runs[i][1]), each[1][0]))
+    return found
+
+
 def plain_json(value: Any) -> Any:
-    """A value in JSON's types: dataclasses as objects, tuples as arrays, no NaN or infinity."""
+    """A value in JSON's types: dataclasses and named tuples as objects, no NaN or infinity."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):  # a named tuple
+        value = value._asdict()
     if hasattr(value, "items"):
         return {str(k): plain_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -13,11 +13,13 @@ from pwopt.growth import allowance
 from pwopt.numerics import tolerance
 from pwopt.output import REPORT
 from pwopt.pipeline import PassReport
-from pwopt.report import Compilation, FileSize, GraphSummary, Report
+from pwopt.report import Compilation, FileSize, GraphSummary, Report, runs_by_pass
 from pwopt.units import human, microseconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from pwopt.pass_timing import PassTiming
 
 
 def render(report: Report) -> RenderableType:
@@ -27,9 +29,14 @@ def render(report: Report) -> RenderableType:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     foreseen = ["predicted"] if report.after.predicted_us is not None else []
-    for heading in ("pass", "rewrites", "missed", "nodes", "MACs", *foreseen, "took"):
+    timing = report.pass_timing
+    measured = timing is not None and timing.latency_ms is not None
+    columns = [*foreseen, *(["measured", "spread", "error"] if measured else [])]
+    for heading in ("pass", "rewrites", "missed", "nodes", "MACs", *columns, "took"):
         table.add_column(heading, justify="left" if heading == "pass" else "right")
-    for name, rows in _by_pass(report.passes).items():
+    runs = [(row.spec, row.changed) for row in report.passes]
+    for name, group in runs_by_pass(runs, apart=measured):
+        rows = [report.passes[i] for i in group]
         remarks = [r for row in rows for r in row.remarks]
         if not remarks and not any(row.changed for row in rows):
             continue
@@ -41,9 +48,27 @@ def render(report: Report) -> RenderableType:
             _step(sum(row.nodes_after - row.nodes_before for row in rows)),
             _step(sum(row.macs_after - row.macs_before for row in rows), human),
             *([_step(_saving(rows), microseconds)] if foreseen else []),
+            *(_measured_cells(rows) if measured else ()),
             f"{sum(row.seconds for row in rows) * 1e3:.0f} ms",
         )
     return Group(table, "", *_summary(report))
+
+
+def _measured_cells(rows: Sequence[PassReport]) -> tuple[str, str, str]:
+    """What the run that changed the graph saved, half the range of its quartiles, and the error."""
+    found = next((row.measured for row in rows if row.measured is not None), None)
+    if found is None:
+        return "", "", ""
+    error = "" if found.error is None else f"{found.error:.1e}"
+    if found.same_code:
+        return "same code", "", error
+    saved, share = found.saved_ms, found.saved_share.median
+    text = f"{_step(-saved.median, _milliseconds)} ({-share:+.1%})"
+    return text, f"\u00b1 {_milliseconds((saved.q3 - saved.q1) / 2)}", error
+
+
+def _milliseconds(ms: float) -> str:
+    return microseconds(1e3 * ms)
 
 
 def explain(report: Report) -> RenderableType:
@@ -114,6 +139,8 @@ def _summary(report: Report) -> list[str]:
         lines.append(f"predicted   {us} on one core of {report.hardware.mcpu}")
     if report.compilation is not None and (text := predicted_text(report.compilation.predicted)):
         lines.append(f"predicted   {text}, the sum of the kernels' rooflines")
+    if report.pass_timing is not None:
+        lines.append(_timing_text(report.pass_timing, report.passes))
     lines.append(_file_text(report.file))
     lines += [line for each in report.approximations for line in _approximation_lines(each)]
     lines += [line for each in report.taken_back for line in _taken_back_lines(each)]
@@ -137,6 +164,19 @@ def _summary(report: Report) -> list[str]:
         if c.verification is not None:
             lines.append(f"checked     executable: {_check_text(c.verification)}")
     return lines
+
+
+def _timing_text(timing: PassTiming, passes: Sequence[PassReport]) -> str:
+    """How long the network takes without any pass and with all, and how that was measured."""
+    if timing.latency_ms is None:
+        return _escaped(f"measured    no pass: {timing.reason}")
+    latencies = [row.measured.latency_ms for row in passes if row.measured is not None]
+    times = [_milliseconds(each.median) for each in (timing.latency_ms, *latencies[-1:])]
+    off = "" if timing.error is None else f", the first off by {timing.error:.1e}"
+    return (
+        f"measured    {' -> '.join(times)} without passes and with all, {timing.executables} "
+        f"executables, {timing.rounds} interleaved samples each{off}"
+    )
 
 
 def _approximation_lines(made: Approximation) -> list[str]:
@@ -226,13 +266,6 @@ def _check_text(check: Verification) -> str:
     if allowed != tolerance("float32") and error:
         text += f", tolerance {allowed:.2g}"
     return _escaped(f"{text} ({check.reason})" if check.reason else text)
-
-
-def _by_pass(rows: tuple[PassReport, ...]) -> dict[str, list[PassReport]]:
-    found: dict[str, list[PassReport]] = {}
-    for row in rows:
-        found.setdefault(row.spec, []).append(row)
-    return found
 
 
 def _step(change: float, text: Callable[[Any], str] = str) -> str:

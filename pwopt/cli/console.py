@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pwopt.cli.signals import raise_if_interrupted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -56,6 +58,7 @@ class Progress:
             self._shown.stop()
 
     def __call__(self, step: str) -> None:
+        raise_if_interrupted()  # where compiled code swallowed that
         self._step = step
         if self._task is not None:
             self._shown.update(self._task, description=step)

@@ -107,6 +107,13 @@ def optimize(
         bool,
         typer.Option("--profile/--no-profile", help="Measure layer by layer for report.html."),
     ] = True,
+    measure_passes: Annotated[
+        bool,
+        typer.Option(
+            "--measure-passes",
+            help="Compile after each pass, too, and time what it saved: seconds a pass.",
+        ),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="List every rewrite made, and why others were not.")
     ] = False,
@@ -140,6 +147,7 @@ def optimize(
         preprocessing=preprocessing,
         tune_seconds=tune,
         profile=profile,
+        measure_passes=measure_passes,
         command=command_line(),
     )
     with Progress(quiet) as progress:

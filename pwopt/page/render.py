@@ -11,6 +11,7 @@ from typing import Any
 
 from pwopt.page import charts
 from pwopt.page.content import Content
+from pwopt.report import runs_by_pass
 from pwopt.report_text import predicted_text
 from pwopt.units import human
 from pwopt.units import microseconds as plain_microseconds
@@ -35,6 +36,7 @@ def render(content: Content) -> str:
         "waterfall": charts.waterfall(content["waterfall"]) if content["waterfall"] else None,
         "roofline": _roofline(content),
         "passes": _pass_rows(content),
+        "pass_timing": _pass_timing(report),
         "declined": _declined(report),
         "report": report,
         "on_gpus": _on_gpus(report) if report else "",
@@ -186,15 +188,14 @@ def _roofline(content: Content) -> dict[str, Any] | None:
 
 
 def _pass_rows(content: Content) -> list[dict[str, Any]]:
-    """The passes that found something: what they changed, and what that is predicted to save."""
+    """The passes that found something: what they changed, what that should save and what it did."""
     report = content["report"]
     if report is None:
         return []
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for run in report["passes"]:
-        runs[run["spec"]].append(run)
-    found = []
-    for spec, rows in runs.items():
+    runs, found = report["passes"], []
+    changes = [(run["spec"], run["changed"]) for run in runs]
+    for spec, group in runs_by_pass(changes, apart=_pass_timing(report) is not None):
+        rows = [runs[i] for i in group]
         made = [r for run in rows for r in run["remarks"] if r["applied"]]
         declined = {(r["node"], r["text"]) for run in rows for r in run["remarks"]} - {
             (r["node"], r["text"]) for r in made
@@ -216,9 +217,20 @@ def _pass_rows(content: Content) -> list[dict[str, Any]]:
                 "macs": sum(run["macs_after"] - run["macs_before"] for run in rows),
                 "us": _noticeable(sum(run["us_after"] - run["us_before"] for run in known)),
                 "ms": 1e3 * sum(run["seconds"] for run in rows),
+                "measured": next((m for run in rows if (m := run.get("measured"))), None),
             }
         )
     return found
+
+
+def _pass_timing(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How the passes were measured, with milliseconds before and after all; None where not."""
+    timing = (report or {}).get("pass_timing")
+    if report is None or not timing or not timing["latency_ms"]:
+        return None
+    latencies = [r["measured"]["latency_ms"]["median"] for r in report["passes"] if r["measured"]]
+    before = timing["latency_ms"]["median"]
+    return {**timing, "before": before, "after": latencies[-1] if latencies else before}
 
 
 def _noticeable(us: float) -> float:
@@ -299,6 +311,7 @@ def _template() -> Any:
     )
     environment.filters |= {"human": human, "us": microseconds, "trusted": Markup}
     environment.filters |= {"step": _step, "saving": functools.partial(_step, text=microseconds)}
+    environment.filters |= {"ms": _ms}
     environment.globals["worst"] = _worst
     return environment.get_template("report.html")
 

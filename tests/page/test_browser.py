@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pwopt import driver
+from pwopt import driver, pass_timing
 from pwopt.models import registry
 from tests.page.test_page import MODEL, NASTY, nasty_model
 
@@ -50,8 +50,9 @@ def browser() -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small report with measurements, one with 900 nodes, and one whose names are markup."""
     folder = tmp_path_factory.mktemp("pages")
-    small = driver.optimize(MODEL)
+    small = driver.optimize(MODEL, keep_stages=True)
     executable, small = driver.compile_optimized(small)
+    small = pass_timing.measure_passes(small, executable=executable)
     made = {
         "small": driver.profiled(small, executable, MODEL),
         "large": driver.optimize(registry.entry("densenet").build(size=32), verify=False),
