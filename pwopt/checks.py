@@ -65,7 +65,12 @@ class Reference:
     """
 
     def __init__(
-        self, runner: Runner, graph: Graph, name: str, further: Mapping[int, float] | None = None
+        self,
+        runner: Runner,
+        graph: Graph,
+        name: str,
+        further: Mapping[int, float] | None = None,
+        seeds: Sequence[int] = SEEDS,
     ) -> None:
         """Runs the original.
 
@@ -75,6 +80,7 @@ class Reference:
             name: see above.
             further: magnitudes by seed of samples that are tried besides :data:`SEEDS`; those are
                 left out where the original's answers are not finite or move with rounding.
+            seeds: of the samples.
 
         Raises:
             PwoptError: it cannot be run on any inputs that its declared types allow.
@@ -83,7 +89,7 @@ class Reference:
         self._runner, self._graph = runner, graph
         self._bounded = _bounded_outputs(graph)
         self.types = _runnable_types(runner, graph)
-        samples = {seed: _sample(runner, self.types, seed) for seed in SEEDS}
+        samples = {seed: _sample(runner, self.types, seed) for seed in seeds}
         for seed, magnitude in (further or {}).items():
             sample = _sample(runner, self.types, seed, magnitude)
             if _is_meaningful(runner, sample):
@@ -157,7 +163,10 @@ class Reference:
 
 
 def reference(
-    original: Graph, source: Path | bytes | None, further: Mapping[int, float] | None = None
+    original: Graph,
+    source: Path | bytes | None,
+    further: Mapping[int, float] | None = None,
+    seeds: Sequence[int] = SEEDS,
 ) -> Reference | str:
     """What the original computes, or the reason why that cannot be known.
 
@@ -165,20 +174,21 @@ def reference(
         original: the graph before any pass.
         source: the model as it came, where there is one: the frontend is checked along with it.
         further: see :class:`Reference`.
+        seeds: likewise.
     """
     if any(not isinstance(node.types[0], TensorType) for node in original.inputs):
         return "an input is not a tensor"
     name = f"ONNX Runtime {version()}"
     try:
         if source is not None:
-            return Reference(in_ort(source, original), original, name, further)
+            return Reference(in_ort(source, original), original, name, further, seeds)
         with exported(original) as file:
-            return Reference(in_ort(file, original), original, name, further)
+            return Reference(in_ort(file, original), original, name, further, seeds)
     except OrtError as error:
         from pwopt.frontend.reference import ReferenceModel
 
         try:
-            return Reference(ReferenceModel(original), original, INTERPRETER, further)
+            return Reference(ReferenceModel(original), original, INTERPRETER, further, seeds)
         except PwoptError:
             return str(error)
 

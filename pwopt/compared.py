@@ -100,23 +100,30 @@ def threads_of(programs: Sequence[Any], threads: int | None) -> int:
 def static_types(
     first: Side, second: Side, input_shapes: Mapping[str, Sequence[int]] | None
 ) -> dict[str, TensorType]:
-    """Static types of the inputs: the shapes given, else the model's, else an executable's.
+    """Static types of the inputs: the shapes given, the model's, or the other's.
+
+    A batch that is open everywhere is 1.
 
     Raises:
         UsageError: a shape that is known nowhere.
     """
-    from pwopt import frontend
+    from pwopt import driver, frontend
 
     programs = [side.program for side in (first, second) if side.program is not None]
-    own = {i.name: TensorType(i.dtype, tuple(i.shape)) for p in programs for i in p.inputs}
-    types = own
+    types = {i.name: TensorType(i.dtype, tuple(i.shape)) for p in programs for i in p.inputs}
     if first.source is not None:
+        other = types
+        if second.source is not None:
+            other = {**input_types(frontend.load(second.source)), **types}
         types = input_types(frontend.load(first.source, input_shapes))
-    if not input_shapes:
-        types = {n: own.get(n, t) if t.static_shape is None else t for n, t in types.items()}
+        if not input_shapes:
+            types = {n: other.get(n, t) if t.static_shape is None else t for n, t in types.items()}
+        if any(t.static_shape is None for t in types.values()):
+            types = input_types(driver.read(first.source, input_shapes)[0])
     for name, t in types.items():
         if t.static_shape is None:
             raise UsageError(
-                f"input {name!r} is {t}: give its sizes, e.g. --input-shape {name}:1x3x224x224"
+                f"input {name!r} is {t}: give its sizes, e.g. --input-shape "
+                f"{name}:{driver.example_shape(t)}"
             )
     return types

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from pwopt.ir.types import TensorType
 from pwopt.lossy import Examples, approximate
 from pwopt.pipeline import AfterPass, Context, Pass, PassReport, Pipeline, run_pass
 from pwopt.precision import Precision
+from pwopt.reopening import reopen
 from pwopt.report import Compilation, FileSize, Report, Source, summarize
 from pwopt.running import input_types
 
@@ -139,7 +141,9 @@ def optimize(
         precision: of the executable that it is for, the target's default if left out: predictions
             depend on it, what the result computes does not.
         fc_weights: likewise.
-        input_shapes: sizes for open dimensions, by input name.
+        input_shapes: sizes for open dimensions, by input name. Where only the first one is open,
+            as it is in most models, it is 1 if left out, and the result is written with it open
+            where it computes the same for any.
         replace_fc_head: whether ``replace-fc-head`` runs before ``passes``. After a lossy pass the
             check is that the others keep what it made; how far that is from the original stands in
             the report.
@@ -207,9 +211,10 @@ def optimize(
             guard = Guard(answers, kept, sequence, step)
     step("optimizing")
     rows = Pipeline(sequence, after_pass=after_pass, runner=guard or run_pass).run(graph, context)
-    file = _file_size(model, original, graph, max_growth, room)
     if verify:
         step("checking against the original")
+    batch = reopen(kept, raw, graph, verify=verify)
+    file = _file_size(model, original, graph, max_growth, room)
     if verify and not verify_passes:
         answers = checks.reference(kept, raw)
     verification = _verified(answers, kept, graph, sequence, context)
@@ -225,6 +230,7 @@ def optimize(
         approximations=approximated.approximations if approximated else (),
         verification=verification,
         file=file,
+        batch=batch,
         taken_back=tuple(guard.taken_back) if guard else (),
         seconds=time.perf_counter() - start,
     )
@@ -255,7 +261,7 @@ def compile(
         target: "cpu" or "cuda".
         threads: that one call of the executable uses.
         hardware: what to generate code for; this machine if left out.
-        input_shapes: sizes for open dimensions, by input name.
+        input_shapes: sizes for open dimensions, by input name; 1 for a batch that is left out.
         metadata: carried inside the executable.
         winograd: how stride-1 convolutions may be computed: "off" is directly, "f2" also by
             Winograd's algorithm in tiles of 2x2 outputs, "auto" in those or 4x4.
@@ -418,37 +424,58 @@ def _compile_and_check(
 
 def _open_inputs(graph: Graph) -> dict[str, tuple[str, str]]:
     """Inputs without a static shape: type, and an example of a shape."""
-    found = {}
-    for name, t in input_types(graph).items():
-        if t.static_shape is None:
-            sizes = t.shape or ("", "", "", "")
-            closed = [d if isinstance(d, int) else 224 if i else 1 for i, d in enumerate(sizes)]
-            if len(closed) == 4 and not isinstance(sizes[1], int):
-                closed[1] = 3
-            found[name] = (str(t), "x".join(map(str, closed)))
-    return found
+    types = input_types(graph).items()
+    return {name: (str(t), example_shape(t)) for name, t in types if t.static_shape is None}
 
 
-def read(model: Model, input_shapes: Shapes | None = None) -> tuple[Graph, Source]:
+def example_shape(t: TensorType) -> str:
+    """Sizes for an input as ``--input-shape`` takes them; its own where it has some."""
+    sizes = t.shape or ("", "", "", "")
+    closed = [d if isinstance(d, int) else 224 if i else 1 for i, d in enumerate(sizes)]
+    if len(closed) == 4 and not isinstance(sizes[1], int):
+        closed[1] = 3
+    return "x".join(map(str, closed))
+
+
+def read(
+    model: Model, input_shapes: Shapes | None = None, batch: int | None = 1
+) -> tuple[Graph, Source]:
     """The graph of a model, and where it came from.
+
+    Where the first dimension of the inputs is all that is open it is closed, which is logged.
+
+    Args:
+        model: whatever :func:`optimize` takes.
+        input_shapes: sizes for open dimensions, by input name.
+        batch: size of an open first dimension; None leaves it open.
 
     Raises:
         FrontendError: the model cannot be read.
         UsageError: shapes were given for a graph, which has its own.
     """
+    from pwopt import frontend
+
+    source = Source()
     if isinstance(model, Graph):
         if input_shapes:
             raise UsageError("input shapes are given where a model is loaded: pwopt.load")
-        return model, Source()
-    from pwopt import frontend
+        graph = model if batch is None else frontend.close_batch(model, batch)
+        if graph is model:
+            return graph, source
+    else:
+        model = _converted(model)
+        graph = frontend.load(model, input_shapes, batch=batch)
+        source = _source(as_it_came(model))
+    if closed := frontend.notice(graph):
+        logging.getLogger("pwopt").warning(closed)
+    return graph, source
 
-    model = _converted(model)
-    graph = frontend.load(model, input_shapes)
-    raw = as_it_came(model)
+
+def _source(raw: Path | bytes | None) -> Source:
     if isinstance(raw, Path):
         with raw.open("rb") as stream:
-            return graph, Source(str(raw), hashlib.file_digest(stream, "sha256").hexdigest())
-    return graph, Source("", hashlib.sha256(raw).hexdigest() if raw is not None else "")
+            return Source(str(raw), hashlib.file_digest(stream, "sha256").hexdigest())
+    return Source("", hashlib.sha256(raw).hexdigest() if raw is not None else "")
 
 
 def check_target(target: str) -> None:

@@ -92,14 +92,7 @@ class OrtModel:
             f"{'all' if optimize else 'no'} graph optimizations, "
             "spinning stopped between calls"
         )
-        try:
-            self._session: Any = ort.InferenceSession(
-                source if isinstance(source, bytes) else str(source),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
-        except Exception as error:
-            raise OrtError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+        self._session = _session(source, options)
         self.input_names = [i.name for i in self._session.get_inputs()]
         self.output_names = [o.name for o in self._session.get_outputs()]
 
@@ -131,6 +124,34 @@ class OrtModel:
                 samples.setdefault(key, []).append(float(event["dur"]))
         kept = {key: us[skip:] for key, us in samples.items() if us[skip:]}
         return [OperatorTiming(*key, float(np.quantile(us, QUANTILE))) for key, us in kept.items()]
+
+
+def _session(source: str | Path | bytes, options: Any) -> Any:
+    """A session, with the batch open where the model says 0, which ONNX Runtime takes literally."""
+    import onnxruntime as ort
+
+    def opened(model: str | bytes) -> Any:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    failure = None
+    try:
+        session = opened(source if isinstance(source, bytes) else str(source))
+    except Exception as error:
+        failure = OrtError(f"ONNX Runtime cannot load the model: {one_line(error)}")
+        failure.__cause__ = error
+    if failure is None and not any(0 in i.shape[:1] for i in session.get_inputs()):
+        return session
+    from pwopt import frontend
+
+    try:
+        model = frontend.with_open_batch(source)
+    except PwoptError:
+        model = None
+    if model is not None:
+        return opened(model)
+    if failure is not None:
+        raise failure
+    return session
 
 
 def profile(

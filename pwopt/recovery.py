@@ -155,7 +155,7 @@ def recover(
         OrtError: a model cannot be run.
     """
     options = options or RecoveryOptions()
-    graph = _standard(driver.read(model, input_shapes)[0])
+    graph = _standard(driver.read(model, input_shapes, batch=None)[0])
     if len(graph.inputs) != 1:
         raise UsageError(
             f"the model has {len(graph.inputs)} inputs; classifiers of one are trained"
@@ -168,7 +168,9 @@ def recover(
         raise UsageError(
             "there is nothing to train against: give labels with the data, or --teacher"
         )
-    master = None if teacher is None else _standard(driver.read(teacher, input_shapes)[0])
+    master = (
+        None if teacher is None else _standard(driver.read(teacher, input_shapes, batch=None)[0])
+    )
     _check_classes(graph, master, examples)
     from pwopt.training import GraphModule, Schedule
     from pwopt.training.recover import recover as train

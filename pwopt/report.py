@@ -22,6 +22,7 @@ from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node
 from pwopt.output import GENERATOR
 from pwopt.pipeline import PassReport
 from pwopt.precision import Precision
+from pwopt.reopening import Batch
 
 if TYPE_CHECKING:
     from pwopt.pass_timing import PassTiming
@@ -137,6 +138,7 @@ class Report:
         pass_timing: how ``measured`` in ``passes`` was measured; None where it was not asked for.
         environment: versions, and the machine.
         command: the command line; empty where it was called from Python.
+        batch: what became of a batch that the original leaves open; None where it leaves none.
         schema: of ``report.json``.
         generator: "pwopt".
     """
@@ -158,6 +160,7 @@ class Report:
     pass_timing: PassTiming | None = None
     environment: Mapping[str, Any] = field(default_factory=environment)
     command: str = ""
+    batch: Batch | None = None
     schema: int = SCHEMA
     generator: str = field(default=GENERATOR)
 

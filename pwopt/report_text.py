@@ -141,6 +141,8 @@ def _summary(report: Report) -> list[str]:
         lines.append(f"predicted   {text}, the sum of the kernels' rooflines")
     if report.pass_timing is not None:
         lines.append(_timing_text(report.pass_timing, report.passes))
+    if report.batch is not None:
+        lines.append(_escaped(f"batch       {report.batch.text}"))
     lines.append(_file_text(report.file))
     lines += [line for each in report.approximations for line in _approximation_lines(each)]
     lines += [line for each in report.taken_back for line in _taken_back_lines(each)]

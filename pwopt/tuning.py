@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from pwopt import driver, hardware
 from pwopt.errors import UsageError
 from pwopt.hardware import Hardware
+from pwopt.ir.graph import Graph
 from pwopt.precision import Precision
 
 if TYPE_CHECKING:
-    from pwopt.ir.graph import Graph
     from pwopt.targets.tuner import Job, Machine, Tuned
 
 
@@ -90,7 +90,7 @@ def tune(
     step = progress or (lambda _: None)
     machine = (fleet.machine if fleet else None) or hardware.host()
     graph, _ = driver.read(model, input_shapes)
-    if graph is not model:
+    if not isinstance(model, Graph):
         step("optimizing")
         graph = driver.optimize(
             graph,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pwopt.cli.signals import raise_if_interrupted
 if TYPE_CHECKING:
     from rich.console import Console
 
+_LOGGER = logging.getLogger("pwopt")
 _arguments: tuple[str, ...] = ()  # of the command that runs
 
 
@@ -46,14 +48,17 @@ class Progress:
         self._shown: Any = None  # spinner or bar
         self._task: Any = None  # of the bar
         self._step = ""
+        self._notices = _Notices(self)
 
     def __enter__(self) -> Progress:
+        _LOGGER.addHandler(self._notices)
         if not self._quiet and self._console.is_terminal:
             self._shown = self._console.status("starting")
             self._shown.start()
         return self
 
     def __exit__(self, *details: object) -> None:
+        _LOGGER.removeHandler(self._notices)
         if self._shown is not None:
             self._shown.stop()
 
@@ -91,6 +96,22 @@ class Progress:
 
     def log(self, line: str) -> None:
         self._console.print(line, markup=False)
+
+    def notice(self, line: str) -> None:
+        """A line that stays, unless all is to be quiet."""
+        if not self._quiet:
+            self._console.print(f"pwopt: {line}", markup=False, soft_wrap=True)
+
+
+class _Notices(logging.Handler):
+    """Shows what the library logs."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.notice(record.getMessage())
 
 
 def silent(_: str) -> None:

@@ -15,7 +15,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout."
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--input-shape", metavar="NAME:DxDx...", help="Sizes for an input's open dimensions."
+        "--input-shape",
+        metavar="NAME:DxDx...",
+        help="Sizes for an input's open dimensions; an open batch is 1 if left out.",
     ),
 ]
 LoadOption = Annotated[

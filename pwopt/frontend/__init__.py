@@ -4,10 +4,25 @@
 write one as standard ONNX. What the graph cannot express travels in ``graph.metadata``.
 """
 
-from pwopt.frontend.carried import LEAN, OPEN
+from pwopt.frontend.carried import BATCH, LEAN, OPEN
 from pwopt.frontend.exporter import export
 from pwopt.frontend.importer import load
 from pwopt.frontend.interop import converted
+from pwopt.frontend.open_batch import close_batch, notice, retyped, with_open_batch, without_batch
 from pwopt.frontend.writer import file_bytes, save
 
-__all__ = ["LEAN", "OPEN", "converted", "export", "file_bytes", "load", "save"]
+__all__ = [
+    "BATCH",
+    "LEAN",
+    "OPEN",
+    "close_batch",
+    "converted",
+    "export",
+    "file_bytes",
+    "load",
+    "notice",
+    "retyped",
+    "save",
+    "with_open_batch",
+    "without_batch",
+]

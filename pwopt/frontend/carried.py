@@ -8,6 +8,7 @@ from pwopt.ir.graph import Graph, Node
 
 KEY = "onnx"
 LEAN = "lean"  # in a graph's metadata: export leaves out the types that ONNX can infer
+BATCH = "open batch"  # in a graph's metadata: types by input name before the batch was closed
 OPEN = "open inputs"  # in a graph's metadata: types by input name that export declares
 
 

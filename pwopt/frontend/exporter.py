@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -28,13 +27,13 @@ from pwopt.frontend.attributes import (
     schema_kinds,
     subgraphs,
 )
-from pwopt.frontend.carried import KEY, LEAN, OPEN, carried
+from pwopt.frontend.carried import LEAN, OPEN, carried
 from pwopt.frontend.inference import fill
 from pwopt.frontend.names import Names
+from pwopt.frontend.open_batch import retyped, without_batch
 from pwopt.frontend.tensors import decode_type, encode, encode_type, header
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import GRAPH_DOMAIN, KERNEL_DOMAIN, Graph, Node, Opaque, Value
-from pwopt.ir.retype import retype
 from pwopt.ir.types import UNKNOWN, OpaqueType, TensorType, Type
 
 OLDEST_IR = 4  # from here on initializers need not be inputs
@@ -100,22 +99,8 @@ def _written(graph: Graph) -> Outline:
 
         graph = expand(graph)
     if OPEN in graph.metadata:
-        graph = _opened(graph)
+        graph = retyped(without_batch(graph), graph.metadata[OPEN])
     return _Exporter(graph).run()
-
-
-def _opened(graph: Graph) -> Graph:
-    """The graph with its inputs' sizes open."""
-    made, nodes = retype(graph, graph.metadata[OPEN])
-    known = carried(graph)
-    made.metadata[KEY] = replace(
-        known,
-        reshaped=True,
-        nodes={nodes[n]: each for n, each in known.nodes.items() if n in nodes},
-        kinds={nodes[n]: each for n, each in known.kinds.items() if n in nodes},
-        absent={nodes[n]: each for n, each in known.absent.items() if n in nodes},
-    )
-    return made
 
 
 class _Exporter:

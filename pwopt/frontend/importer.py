@@ -16,10 +16,11 @@ from pwopt.frontend.attributes import (
     is_empty_list,
     with_inline_data,
 )
-from pwopt.frontend.carried import KEY, Carried
+from pwopt.frontend.carried import BATCH, KEY, Carried
 from pwopt.frontend.external import ExternalData
 from pwopt.frontend.interop import converted
-from pwopt.frontend.tensors import decode, decode_type, supported
+from pwopt.frontend.open_batch import batch_shapes
+from pwopt.frontend.tensors import declared_type, decode, decode_type, supported
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import UNKNOWN, Type
@@ -31,7 +32,12 @@ _SCALARS = {  # attributes of Constant that hold Python values, with the dtype o
 }
 
 
-def load(source: reader.Source, input_shapes: inference.Shapes | None = None) -> Graph:
+def load(
+    source: reader.Source,
+    input_shapes: inference.Shapes | None = None,
+    *,
+    batch: int | None = None,
+) -> Graph:
     """Reads an ONNX model.
 
     Initializers and Constant nodes become constants. That includes initializers which are inputs
@@ -44,6 +50,8 @@ def load(source: reader.Source, input_shapes: inference.Shapes | None = None) ->
             :func:`pwopt.frontend.converted` takes; it is not changed.
         input_shapes: shapes by input name that take the place of the declared ones; a symbol of
             the declared shape gets its number in the other inputs, too.
+        batch: size of the inputs' first dimension where nothing else is open, or the one in
+            ``input_shapes``; None leaves it open.
 
     Raises:
         FrontendError: the model cannot be read, is not valid ONNX, or reaches outside its folder.
@@ -52,7 +60,7 @@ def load(source: reader.Source, input_shapes: inference.Shapes | None = None) ->
     model, folder, name = reader.read(converted(source))
     try:
         with no_garbage_collection():
-            return _Importer(model, ExternalData(folder), name).run(input_shapes or {})
+            return _Importer(model, ExternalData(folder), name).run(input_shapes or {}, batch)
     except (TypeError, ValueError) as error:
         # protobuf hands out text that is not UTF-8 as bytes, which nothing after it takes.
         raise FrontendError(f"{name}: not valid ONNX: {inference.one_line(error)}") from error
@@ -75,12 +83,13 @@ class _Importer:
         self._constants: dict[str, np.ndarray] = {}
         self._opaque_constants: list[NodeProto] = []
 
-    def run(self, input_shapes: inference.Shapes) -> Graph:
+    def run(self, input_shapes: inference.Shapes, batch: int | None) -> Graph:
         """The model as a graph."""
         graph = self._model.graph
         self._read_initializers(graph)
         inputs = self._inputs(graph)
-        feeds = inference.reshape_inputs(inputs, input_shapes)
+        closed = {} if batch is None else batch_shapes(inputs, input_shapes, batch)
+        feeds = inference.reshape_inputs(inputs, {**input_shapes, **closed})
         nodes = [with_inline_data(node, self._external) for node in graph.node]
         nodes = self._opaque_constants + nodes
         nodes = reader.ordered(nodes, [*self._constants, *inputs], self._name)
@@ -91,12 +100,14 @@ class _Importer:
             if array is not None:
                 constants[node.output[0]] = array
         kept = [node for node in nodes if folded.get(id(node)) is None]
-        reshaped = inputs != feeds
+        reshaped = feeds != {v.name: decode_type(v.type) for v in graph.input if v.name in feeds}
         outline = inference.skeleton(self._model, kept, self._opsets, feeds, constants, reshaped)
         inference.check(outline, self._name)
         types = inference.infer(self._model, outline, feeds, constants, reshaped)
         result = self._build(nodes, folded, feeds, types)
         self._carry(result, reshaped)
+        if closed:
+            result.metadata[BATCH] = {name: inputs[name] for name in closed}
         return result
 
     def _read_initializers(self, graph: GraphProto) -> None:
@@ -134,7 +145,7 @@ class _Importer:
         for value in graph.input:
             self._once(value.name, seen, f"{self._name}: input {value.name!r}")
         self._overridable = tuple(v.name for v in graph.input if v.name in initialized)
-        return {v.name: decode_type(v.type) for v in graph.input if v.name not in initialized}
+        return {v.name: declared_type(v) for v in graph.input if v.name not in initialized}
 
     def _constant(self, node: NodeProto) -> np.ndarray | None:
         """The value of a Constant node, None if it stays a node."""

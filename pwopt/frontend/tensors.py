@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from onnx import TensorProto, TypeProto, numpy_helper
+from onnx import TensorProto, TypeProto, ValueInfoProto, numpy_helper
 
 from pwopt.errors import FrontendError
 from pwopt.ir.types import NUMPY_DTYPES, Dim, OpaqueType, TensorType, Type, of_array
@@ -177,6 +177,17 @@ def decode_type(proto: TypeProto) -> Type:
     if not tensor.HasField("shape"):
         return TensorType(dtype)
     return TensorType(dtype, tuple(_decode_dim(d) for d in tensor.shape.dim))
+
+
+def declared_type(info: ValueInfoProto) -> Type:
+    """The type of an input as its model declares it.
+
+    Some exporters write 0 for an open batch; an empty one is what nobody means.
+    """
+    found = decode_type(info.type)
+    if isinstance(found, TensorType) and found.shape and found.shape[0] == 0 < len(found.shape) - 1:
+        return TensorType(found.dtype, (None, *found.shape[1:]))
+    return found
 
 
 def _decode_dim(dim: object) -> Dim:
