@@ -126,6 +126,8 @@ class _Measuring:
     def run(self, source: Any) -> tuple[list[PassMeasurement], PassTiming]:
         """What each change brought, and the rest; ``source`` is the model as it came."""
         stages = self.optimized.stages
+        if self.final is not None:
+            self._check(self.final)
         self.progress("measuring passes: running the original")
         reference = checks.reference(stages[0], source)
         types = reference.types if isinstance(reference, Reference) else input_types(stages[0])
@@ -166,10 +168,7 @@ class _Measuring:
             self.progress(f"measuring passes: compiling {count} ({name})")
             graph = self.optimized.stages[i]
             executable = driver.compile_as(self.optimized.report, graph, self.options)
-        report = self.optimized.report
-        machine = self.options.formats(report.target).on(report.hardware)
-        if reason := driver.why_not_here(executable, machine):
-            raise CodegenError(reason)
+        self._check(executable)
         self.resident[key] = executable
         self.built += 1
         self.errors[key] = None
@@ -177,6 +176,12 @@ class _Measuring:
             found = reference.differences(executable)
             worst = max(found, key=lambda d: (d.error / d.tolerance, d.error), default=None)
             self.errors[key] = worst.error if worst else 0.0
+
+    def _check(self, executable: Executable) -> None:
+        report = self.optimized.report
+        machine = self.options.formats(report.target).on(report.hardware)
+        if reason := driver.why_not_here(executable, machine):
+            raise CodegenError(reason)
 
     def _resident_bytes(self) -> int:
         return sum(

@@ -171,7 +171,7 @@ def _summary(report: Report) -> list[str]:
 def _timing_text(timing: PassTiming, passes: Sequence[PassReport]) -> str:
     """How long the network takes without any pass and with all, and how that was measured."""
     if timing.latency_ms is None:
-        return _escaped(f"measured    no pass: {timing.reason}")
+        return _escaped(f"measured    no: {timing.reason}")
     latencies = [row.measured.latency_ms for row in passes if row.measured is not None]
     times = [_milliseconds(each.median) for each in (timing.latency_ms, *latencies[-1:])]
     off = "" if timing.error is None else f", the first off by {timing.error:.1e}"

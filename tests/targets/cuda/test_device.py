@@ -32,3 +32,7 @@ def test_with_the_emulated_driver(name: str, emulated_driver: Path) -> None:
 
 def test_a_driver_without_a_gpu(emulated_driver: Path) -> None:
     check("no_gpu", emulated_driver, EMULATED_NO_GPU="1")
+
+
+def test_passes_are_measured_by_the_clock_of_the_gpu(emulated_driver: Path) -> None:
+    check("times_are_those_of_the_device", emulated_driver, script="pass_checks")
