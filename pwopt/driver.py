@@ -664,4 +664,6 @@ def _check_executable(
     if bad := [d for d in found if not d.ok]:
         raise NumericsError(f"the executable differs from the original: {bad[0]}")
     seconds = time.perf_counter() - start
-    return Verification("passed", reference.name, reference.seeds, None, tuple(found), "", seconds)
+    return Verification(
+        "passed", reference.name, reference.seeds, None, tuple(found), reference.remark, seconds
+    )

@@ -215,3 +215,44 @@ def test_the_tail_of_a_sigmoid_is_rounding() -> None:
     assert {d.scale for d in checked.outputs} == {numerics.BOUNDED_SCALE}
     with pytest.raises(NumericsError, match="output"):  # 1e-7 is the tail; 1e-4 is wrong
         pwopt.optimize(graph, passes=[ScaleConstants(0.5)])
+
+
+def zeros_before_a_max_pool() -> onnx.ModelProto:
+    """Keras' ResNetV2: ONNX Runtime makes the zeros, which win, pads of the pool, which do not."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Neg", ["r"], ["n"]),
+        helper.make_node("Conv", ["n", "w"], ["c"], kernel_shape=[1, 1]),
+        helper.make_node("Pad", ["c", "pads"], ["p"]),
+        helper.make_node("MaxPool", ["p"], ["y"], kernel_shape=[3, 3], strides=[2, 2]),
+    ]
+    weight = np.abs(np.random.default_rng(3).standard_normal((4, 4, 1, 1))) + 1
+    constants = [
+        numpy_helper.from_array(weight.astype(np.float32), "w"),
+        numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 4, 4])
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_what_onnx_runtime_rewrites_wrongly_is_compared_as_it_stands() -> None:
+    model = zeros_before_a_max_pool()
+    executable, made = driver.compile_optimized(driver.optimize(model))
+    compilation = made.report.compilation
+    assert compilation is not None
+    assert compilation.verification is not None
+    assert compilation.verification.status == "passed"
+    assert "ONNX Runtime's own rewriting of the original is off" in compilation.verification.reason
+    x = np.random.default_rng(4).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    (want,) = map(np.asarray, onnx.reference.ReferenceEvaluator(model).run(None, {"x": x}))
+    np.testing.assert_allclose(executable.run({"x": x})["y"], want, rtol=1e-5, atol=1e-5)
+    table = pwopt.compare(model, executable, runs=1)
+    assert table["compiled"].error < 1e-5
+    assert "is to the model as it stands" in "".join(table.notes)
+
+
+def test_no_other_way_to_run_the_original_hides_a_wrong_rewrite() -> None:
+    with pytest.raises(NumericsError, match="scale-constants"):
+        driver.optimize(zeros_before_a_max_pool(), passes=[ScaleConstants()])
