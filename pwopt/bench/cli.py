@@ -166,6 +166,23 @@ def passes(
 
 
 @app.command()
+def lossy(
+    names: NamesArgument = None,
+    runs: RunsOption = None,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Bottlenecks, FC heads and recovery: accuracy, latency, and what was predicted, one thread.
+
+    The names are fashion_vgg, fashion_cnn, fashion_squeezenet, fashion_mobilenet, fashion_lenet,
+    which need PyTorch and Fashion-MNIST's files, and alexnet and vgg19.
+    """
+    sheet = Sheet(output, json_)
+    _lossy(sheet, names, runs)
+    sheet.finish()
+
+
+@app.command()
 def calibrate(
     precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of the kernels.")] = "fp32",
     output: OutputOption = None,
@@ -237,13 +254,14 @@ def all_(
     output: OutputOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Every section, one after the other: an hour."""
+    """Every section, one after the other: an hour and a half."""
     sheet, models = Sheet(output, json_, threads), _chosen(None)
     _suite(sheet, models, None, threads=threads, runs=runs, openvino=openvino)
     _kernels(sheet)
     _claims(sheet, threads, runs)
     _memory(sheet, models, threads)
     _passes(sheet, None, runs)
+    _lossy(sheet, None, runs)
     _calibrate(sheet)
     _build(sheet, networks=True, graphs=True)
     sheet.finish()
@@ -316,6 +334,35 @@ def _passes(sheet: Sheet, names: list[str] | None, runs: int | None) -> None:
     rows = list(measure_passes(names, runs=runs, progress=sheet.log))
     sheet.show(tables.pass_table(rows))
     sheet.add("passes", rows, "passed")
+
+
+def _lossy(sheet: Sheet, names: list[str] | None, runs: int | None) -> None:
+    from pwopt.bench import lossy, tables
+    from pwopt.models.registry import entry
+
+    trained, swept = lossy.chosen(names)
+    if trained:
+        train, test = lossy.examples("train"), lossy.examples("test")
+        rows = [
+            row
+            for name in trained
+            for row in lossy.measure_steps(
+                name,
+                entry(name).build(),
+                lossy.recipes()[name],
+                train,
+                test,
+                runs=runs,
+                progress=sheet.log,
+            )
+        ]
+        sheet.show(tables.lossy_table(rows))
+        sheet.add("lossy", rows)
+    if swept:
+        models = {name: entry(name).build() for name in swept}
+        points = list(lossy.measure_sweep(models, runs=runs, progress=sheet.log))
+        sheet.show(tables.sweep_table(points))
+        sheet.add("sweep", points)
 
 
 def _calibrate(sheet: Sheet, precision: str = "fp32") -> None:

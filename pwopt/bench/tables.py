@@ -13,6 +13,7 @@ from pwopt.bench.calibrate import CalibrationRow
 from pwopt.bench.claims import ClaimRow
 from pwopt.bench.cuda_evidence import KernelEvidence
 from pwopt.bench.kernels import ALGORITHMS, KernelRow, WinogradRow
+from pwopt.bench.lossy import LossyRow, SweepRow
 from pwopt.bench.memory import MemoryRow
 from pwopt.bench.passes import MAX_SLOWDOWN, PassRow
 from pwopt.bench.suite import MAX_GEOMEAN, MAX_RATIO, Latency, SuiteRow, summarize
@@ -172,6 +173,38 @@ def pass_table(rows: Sequence[PassRow]) -> Table:
             ]
             macs = human(row.macs_before), human(row.macs_after)
             table.add_row(row.model, row.name, str(row.rewrites), *macs, *ratios)
+    return table
+
+
+def lossy_table(rows: Sequence[LossyRow]) -> Table:
+    """What the steps of a recipe made of the networks."""
+    table = Table(title="lossy passes and recovery: median (quartiles), test pictures, one thread")
+    for column in ("network", "step"):
+        table.add_column(column)
+    for column in ("seconds", "parameters", "accuracy", "points", "us", "speed-up"):
+        table.add_column(column, justify="right")
+    before = 0.0
+    for r in rows:
+        cells = [f"{r.accuracy:.2%}", "", _spread(r.latency_us), ""]
+        if r.step:
+            cells[1::2] = [f"{100 * (r.accuracy - before):+.2f}", _spread(r.speedup)]
+        else:
+            before = r.accuracy
+        spent = f"{r.seconds:.0f}" if r.step else ""
+        table.add_row("" if r.step else r.network, r.step, spent, human(r.parameters), *cells)
+    return table
+
+
+def sweep_table(rows: Sequence[SweepRow]) -> Table:
+    """Predicted and measured latency of bottlenecks of fixed ranks."""
+    table = Table(title="bottlenecks of fixed ranks, one thread: median (quartiles)")
+    table.add_column("network")
+    for column in ("rank", "predicted ms", "measured ms", "predicted speed-up", "speed-up"):
+        table.add_column(column, justify="right")
+    for r in rows:
+        times = f"{r.predicted_ms:.3g}", _spread(r.measured_ms)
+        gains = f"{r.predicted_speedup:.2f}", _spread(r.speedup)
+        table.add_row(r.network, f"{r.rank:g}", *times, *gains)
     return table
 
 
