@@ -39,8 +39,9 @@ class Measurement:
     Attributes:
         kernel: what it computes, on which shapes and strides.
         schedule: how.
-        ratio: its time over that of the untuned schedule, measured in turns.
-        us: its time in microseconds.
+        ratio: its time over that of the untuned schedule, measured in turns; infinite where it
+            does not run.
+        us: its time in microseconds, likewise.
     """
 
     kernel: str

@@ -10,6 +10,7 @@ ratios. What is lowered, for which machine, and how one is measured comes from t
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pwopt.errors import TuningError
+from pwopt.errors import CodegenError, TuningError
 from pwopt.targets.database import Measurement, TuningDatabase
 from pwopt.targets.schedules import AnySchedule, Schedules
 from pwopt.targets.tracing import Tracing
@@ -123,7 +124,7 @@ def tune(
         progress: called with a few words before each batch.
 
     Raises:
-        CodegenError: a node has no kernel of ours.
+        CodegenError: a node has no kernel of ours, or untuned kernels do not run.
         TuningError: the database cannot be used, or every machine was lost.
     """
     start = time.perf_counter()
@@ -147,6 +148,19 @@ def tune(
     total, counts, losses = search.left, [0], list[MachineLostError]()
     begun = time.perf_counter()
 
+    def measured(
+        machine: Machine, untuned: _Variant, batch: Sequence[Schedules]
+    ) -> list[Measurement]:
+        """What the schedules of a batch took; those that break something are found by halving."""
+        try:
+            variants = [variant(machine, schedules) for schedules in batch]
+            return list(_compare(job, untuned, variants, job.rounds))
+        except CodegenError:
+            untuned.plan.run()  # fails where no schedule is to blame
+            if (halves := _halves(batch)) is None:
+                return [Measurement(*each, math.inf, math.inf) for each in batch[0].tuned.items()]
+        return [m for half in halves for m in measured(machine, untuned, half)]
+
     def work(machine: Machine) -> Machine | None:
         """Measures batches while there are some; nothing where the machine is lost."""
         batch: list[Schedules] = []
@@ -159,8 +173,7 @@ def tune(
                 if not batch:
                     break
                 progress(f"tuning: {done} of {total}, {remaining(done)}")
-                variants = [variant(machine, schedules) for schedules in batch]
-                found = list(_compare(job, untuned, variants, job.rounds))
+                found = measured(machine, untuned, batch)
                 database.record(job.key, found)
                 counts.append(len(found))
         except MachineLostError as loss:
@@ -273,6 +286,16 @@ class Search(Schedules):
         for schedules in batch:
             for kernel, text in schedules.tuned.items():
                 self.candidates[kernel].insert(0, text)
+
+
+def _halves(batch: Sequence[Schedules]) -> tuple[list[Schedules], list[Schedules]] | None:
+    """A batch as two: of some variants each, or of one with some of the schedules each."""
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return list(batch[:middle]), list(batch[middle:])
+    rows = list(batch[0].tuned.items())
+    middle = len(rows) // 2
+    return ([Schedules(dict(rows[:middle]))], [Schedules(dict(rows[middle:]))]) if middle else None
 
 
 class _Variant:

@@ -13,8 +13,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pwopt.errors import TuningError
-from pwopt.targets.cuda.measure import Package, TimedLaunches
+from pwopt.errors import CodegenError, TuningError
+from pwopt.targets.cuda.measure import TimedLaunches
+from pwopt.targets.cuda.package import Package
 from pwopt.targets.cuda.server import PREFIX
 from pwopt.targets.cuda.toolchain import Compiler
 from pwopt.targets.fleet import reporting, sessions
@@ -59,14 +60,28 @@ def _load(session: Any, package: Package) -> Callable[[], list[float]]:
             session.get_function(PREFIX + name) for name in ("load", "times", "unload")
         )
         header, data = package.pack()
-        handle = load(header, data)
+        answer = load(header, data)
+    handle = _result(answer)
 
     def run() -> list[float]:
         with reporting():
-            return [float(t) for t in json.loads(times(handle))]
+            answer = times(handle)
+        return [float(t) for t in _result(answer)]
 
     weakref.finalize(run, _unload, unload, handle)
     return run
+
+
+def _result(answer: str) -> Any:
+    """What a function of the server returns.
+
+    Raises:
+        CodegenError: the GPU refused something, or broke.
+    """
+    told = json.loads(answer)
+    if "problem" in told:
+        raise CodegenError(told["problem"])
+    return told["result"]
 
 
 def _unload(unload: Callable[[int], None], handle: int) -> None:

@@ -13,9 +13,11 @@ import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from pwopt.errors import UsageError
-from pwopt.targets.cuda.measure import Package, here
+from pwopt.errors import CodegenError, UsageError
+from pwopt.targets.cuda.measure import here
+from pwopt.targets.cuda.package import Package
 
 PREFIX = "pwopt.cuda."
 _loaded: dict[int, Callable[[], list[float]]] = {}
@@ -30,16 +32,28 @@ def gpu() -> str:
     return json.dumps({"name": device.name, "capability": device.capability})
 
 
-def load(header: str, data: bytes) -> int:
-    """Loads what :meth:`~.measure.Package.pack` packed; returns a handle."""
-    handle = next(_handles)
-    _loaded[handle] = here(Package.unpack(header, bytes(data)))
-    return handle
+def load(header: str, data: bytes) -> str:
+    """Loads what :meth:`~.package.Package.pack` packed; JSON of a handle, or of what went wrong."""
+
+    def put() -> int:
+        handle = next(_handles)
+        _loaded[handle] = here(Package.unpack(header, bytes(data)))
+        return handle
+
+    return _answer(put)
 
 
 def times(handle: int) -> str:
-    """Runs once; JSON of the microseconds of each launch."""
-    return json.dumps(_loaded[handle]())
+    """Runs once; JSON of the microseconds of each launch, or of what went wrong."""
+    return _answer(_loaded[handle])
+
+
+def _answer(function: Callable[[], Any]) -> str:
+    """A failure of the GPU must not look like the loss of the machine."""
+    try:
+        return json.dumps({"result": function()})
+    except CodegenError as error:
+        return json.dumps({"problem": str(error)})
 
 
 def unload(handle: int) -> None:

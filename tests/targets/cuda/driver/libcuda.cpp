@@ -90,10 +90,19 @@ API cuCtxPopCurrent_v2(CUcontext* c) {
 }
 static bool outside() { return contexts.empty(); }
 
+// Kernels with more shared memory than EMULATED_FAULT break the context, and it stays so; with more
+// than EMULATED_HANG, they never end; with more than EMULATED_ABORT, they end the process.
+static bool broken;
+static bool beyond(const char* name, unsigned shared) {
+  const char* told = getenv(name);
+  return told && shared > (unsigned)atoi(told);
+}
+
 // --- memory ---------------------------------------------------------------------------------------
 
 API cuMemAlloc_v2(CUdeviceptr* at, size_t size) {
   if (outside()) return CUDA_ERROR_INVALID_CONTEXT;
+  if (broken) return CUDA_ERROR_ILLEGAL_ADDRESS;
   if (!size) return INVALID;
   void* made = aligned_alloc(512, (size + 511) / 512 * 512);
   memset(made, 0xFF, (size + 511) / 512 * 512);  // NaN, whatever reads it
@@ -214,6 +223,9 @@ static CUresult fill(Node* node, CUfunction f, const unsigned* g, const unsigned
 static CUresult execute(Node& node) {
   if (node.event) return *node.event = now_us, CUDA_SUCCESS;
   if (!node.copy) {
+    if (beyond("EMULATED_HANG", node.shared)) pause();
+    if (beyond("EMULATED_ABORT", node.shared)) abort();
+    if (beyond("EMULATED_FAULT", node.shared)) broken = true;
     std::vector<void*> parameters;
     // A tensor map must lie at a multiple of 64 bytes.
     std::vector<void*> places;
@@ -302,6 +314,7 @@ API cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
 }
 API cuGraphLaunch(CUgraphExec exec, CUstream) {
   if (outside()) return CUDA_ERROR_INVALID_CONTEXT;
+  if (broken) return CUDA_ERROR_ILLEGAL_ADDRESS;
   auto& nodes = ((Instance*)exec)->nodes;
   std::vector<size_t> waits(nodes.size());
   std::vector<std::vector<size_t>> next(nodes.size());
@@ -329,7 +342,7 @@ API cuStreamCreate(CUstream* stream, unsigned) {
   return *stream = (CUstream) new int, CUDA_SUCCESS;
 }
 API cuStreamDestroy_v2(CUstream) { return count("stream", -1), CUDA_SUCCESS; }
-API cuStreamSynchronize(CUstream) { return CUDA_SUCCESS; }
+API cuStreamSynchronize(CUstream) { return broken ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_SUCCESS; }
 API cuEventCreate(CUevent* event, unsigned) {
   count("event", 1);
   return *event = (CUevent) new long long(0), CUDA_SUCCESS;
