@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from pwopt.errors import TuningError
-from pwopt.ir.graph import Graph, Node
+from pwopt.ir.graph import Graph
 from pwopt.targets.cuda.arch import Arch, native
 from pwopt.targets.cuda.arch import arch as arch_of
 from pwopt.targets.cuda.arch import gpu as known_gpu
 from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.rules import RULES
 from pwopt.targets.cuda.schedules import machine_key
-from pwopt.targets.plan import Step
 from pwopt.targets.schedules import Schedules
 from pwopt.targets.tracing import Tracing
 from pwopt.targets.tuner import Job
 
 
 class TracedCuda(Tracing, CudaLowering):
-    """Lowering for CUDA that remembers what each step is for.
-
-    A schedule is that of all the steps that follow on behalf of the node: one may need two kernels.
-    """
-
-    def emit(self, *arguments: Any, **keywords: Any) -> None:
-        kernel = self._kernel
-        super().emit(*arguments, **keywords)
-        self._kernel = kernel
-
-    def end(self, nodes: Sequence[Node], steps: Sequence[Step]) -> None:
-        super().end(nodes, steps)
-        self._kernel = ""
+    """Lowering for CUDA that remembers what each step is for."""
 
 
 def job(graph: Graph, gpu: str, arch: Arch, precision: str) -> Job:

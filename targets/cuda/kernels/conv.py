@@ -6,9 +6,7 @@ zero by the copy's source size. Rows of a tile are 128 or 64 bytes of the reduct
 chunks permuted by the row's number so that neither copies nor reads meet in a bank. Products are
 those of the tensor cores (mma.sync), or float32 ones.
 
-With a split reduction, several blocks share one tile: each leaves its sums in the workspace, and
-the last one to come adds them up, always in the same order, writes the output, and resets the
-counter.
+With a split reduction, several blocks share one tile: see :mod:`~.splits`.
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ from pwopt.targets.cuda.codegen import (
 from pwopt.targets.cuda.kernel import Kernel
 from pwopt.targets.cuda.kernels.epilogue import Epilogue
 from pwopt.targets.cuda.kernels.geometry import Geometry
+from pwopt.targets.cuda.kernels.splits import Splits
 from pwopt.targets.cuda.kernels.tiling import Tile, grid, steps
 
 _MMA = {
@@ -54,23 +53,6 @@ _OUTSIDE = -(1 << 20)  # a row that no window reaches
 _ROUND = """
 __forceinline__ __device__ void pw_round_tf32(void* x) {
   asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(*(uint*)x) : "f"(*(float*)x));
-}
-"""
-_ARRIVE = """
-__forceinline__ __device__ void pw_arrive(int* last, int* counter, int blocks) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    *last = atomicAdd(counter, 1) == blocks - 1;
-    if (*last) *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-}
-"""
-_READ = """
-__forceinline__ __device__ void pw_read_partial(void* to, const void* from) {
-  *(float4*)to = __ldcg((const float4*)from);
 }
 """
 
@@ -134,8 +116,11 @@ class _Conv:
             self._finish(others)
         else:
             *operands, partials, counters = others
-            with when(self._is_last(partials, counters)):
-                self._add_partials(partials)
+            rows = math.ceil(geometry.pixels / tile.bm)
+            index = (self.part * rows + block.y) * self.block_columns + block.x
+            index, splits = let(index, "tile_index"), self._splits(partials, counters)
+            with when(splits.is_last(self.sums, index, block.z % tile.split)):
+                splits.add_up(self.sums, index)
                 self._finish(operands)
 
     # -- from global to shared memory -----------------------------------------------------------
@@ -322,37 +307,11 @@ class _Conv:
 
     # -- to the output --------------------------------------------------------------------------
 
-    def _is_last(self, partials: Memory, counters: Memory) -> Expr:
-        """Leaves the block's sums in the workspace; whether all of its tile's blocks have."""
-        tile = self.tile
-        self.tile_index = let(
-            (self.part * math.ceil(self.geometry.pixels / tile.bm) + self.block.y)
-            * self.block_columns
-            + self.block.x,
-            "tile_index",
-        )
-        with unrolled(tile.accumulators // 4) as i:
-            place = self._partial(self.block.z % tile.split, i)
-            copy(partials.address(place), self.sums.address(i * 4), WIDEST)
-        last = self.block.static(1, "int32", "last")
-        arguments = last.address(), counters.address(self.tile_index), tile.split
-        call("pw_arrive", *arguments, source=_ARRIVE)
-        return last[0] != 0
-
-    def _partial(self, split: Expr, i: Expr) -> Expr:
-        index = (self.tile_index * self.tile.split + split) * (self.tile.accumulators // 4) + i
-        return (index * self.tile.threads + self.block.thread) * 4
-
-    def _add_partials(self, partials: Memory) -> None:
-        vectors = self.tile.accumulators // 4
-        with unrolled(self.tile.accumulators) as i:
-            self.sums[i] = 0.0
-        part = Array(4, name="part")
-        with serial(self.tile.split) as split, unrolled(vectors) as i:
-            source = partials.address(self._partial(split, i))
-            call("pw_read_partial", part.address(), source, source=_READ)
-            with unrolled(4) as e:
-                self.sums[i * 4 + e] = self.sums[i * 4 + e] + part[e]
+    def _splits(self, partials: Memory, counters: Memory) -> Splits:
+        """With the other blocks of the tile."""
+        block, tile = self.block, self.tile
+        last = block.static(1, "int32", "last")
+        return Splits(block, tile.split, tile.threads, barrier, partials, counters, last)
 
     def _finish(self, operands: Sequence[Memory]) -> None:
         """Sums through shared memory, where rows are whole, to the output."""

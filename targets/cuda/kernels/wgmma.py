@@ -34,6 +34,7 @@ from pwopt.targets.cuda.codegen import (
 from pwopt.targets.cuda.kernel import Kernel
 from pwopt.targets.cuda.kernels.epilogue import Epilogue
 from pwopt.targets.cuda.kernels.geometry import Geometry
+from pwopt.targets.cuda.kernels.splits import Splits
 from pwopt.targets.cuda.kernels.wgmma_tiling import (
     ROW_BYTES,
     STAGED,
@@ -61,14 +62,20 @@ __forceinline__ __device__ void pw_keep(float& x) {
   asm volatile("" : "+f"(x) : : "memory");
 }
 """
+# Barrier 0 is that of the whole block.
+_CONSUMERS = 1
+_MEET = """
+__forceinline__ __device__ void pw_meet(int name, int threads) {
+  asm volatile("bar.sync %0, %1;" : : "r"(name), "r"(threads) : "memory");
+}
+"""
 
 
 def wgmma(geometry: Geometry, program: Program, tile: WgmmaTile) -> Kernel:
     """A convolution of one group, bias and epilogue.
 
     Pointers: input, weights and bias as :func:`~.wgmma_tiling.pack_wgmma` makes them, extras,
-    output. With ``tile.splits`` > 1 the output is float32, its parts follow each other in memory,
-    each as large as the first axis says, and bias and epilogue are for whoever adds them up.
+    output; with a split reduction then the workspace (float32) and the counters (int32).
 
     Args:
         geometry: sizes and layouts.
@@ -80,6 +87,7 @@ def wgmma(geometry: Geometry, program: Program, tile: WgmmaTile) -> Kernel:
         raise ValueError(f"{shape.steps} steps in {tile.splits} parts")
     dtypes = [geometry.x.dtype, geometry.x.dtype, "float32"]
     dtypes += [view.dtype for view in (*geometry.extras, geometry.y)]
+    dtypes += ["float32", "int32"] if tile.splits > 1 else []
 
     def body(block: Block, *memories: Memory) -> None:
         _Body(shape, program, block, memories).emit()
@@ -104,12 +112,19 @@ class _Body:
     ) -> None:
         self.shape, self.tile, self.block = shape, shape.tile, block
         self.epilogue = Epilogue(shape.geometry, program, 32)
-        self.operands = memories[2:]  # bias, extras, output
+        count = 2 + len(shape.geometry.extras)
+        self.operands = memories[2 : 2 + count]
         self.consumers = self.tile.pixels // 64
         self.pixels = block.shared(shape.x.dtype)
         self.weights = block.shared(shape.x.dtype, self.tile.stages * shape.ring[0] * shape.size)
         self.staged = block.shared("float32", shape.ring_bytes)
         self.barriers = block.static(2 * self.tile.stages, "uint64", "barriers", align=8)
+        self.splits: Splits | None = None
+        if self.tile.splits > 1:
+            last, threads = block.static(1, "int32", "last"), _GROUP * self.consumers
+            partials, counters = memories[2 + count :]
+            meet, parts = self._meet_consumers, self.tile.splits
+            self.splits = Splits(block, parts, threads, meet, partials, counters, last)
         self.rank = block.x % self.tile.cluster if self.tile.cluster > 1 else 0
         self.ring = Array(2, "int32", "ring")  # stage, and the parity of its turn
 
@@ -171,8 +186,10 @@ class _Body:
                 (w, h, n), (across, down, _) = shape.boxes.sizes, shape.boxes.counts
                 rest = index // shape.panels
                 box = rest // tile.splits * tile.cluster + self.rank
+                panel = let(index % shape.panels)
                 yield _Position(
-                    panel=let(index % shape.panels),
+                    number=let(box * shape.panels + panel),
+                    panel=panel,
                     split=let(rest % tile.splits),
                     column=let(box % across * w),
                     row=let(box // across % down * h),
@@ -247,7 +264,15 @@ class _Body:
                 self._free_last()
             for i in range(sums.size):
                 call("pw_keep", sums[i], source=_KEEP)
-            self._write(sums, at)
+            if self.splits is None:
+                self._write(sums, at)
+            else:
+                with when(self.splits.is_last(sums, at.number, at.split)):
+                    self.splits.add_up(sums, at.number)
+                    self._write(sums, at)
+
+    def _meet_consumers(self) -> None:
+        call("pw_meet", _CONSUMERS, _GROUP * self.consumers, source=_MEET)
 
     def _free_last(self) -> None:
         """Gives the stage before the present one back to those who copy into it."""
@@ -312,18 +337,14 @@ class _Body:
         with when(inside):
             pixel = let((place[2] * height + place[1]) * width + place[0])
             values = self.staged.load(staged, self.epilogue.lanes)
-            if self.tile.splits == 1:
-                self.epilogue.vector(values, self.tile.columns, pixel, channel, 0, self.operands)
-            else:
-                part = geometry.y.shape[0] * geometry.y.strides[0]
-                to = at.split * part + geometry.output_offset(geometry.y, pixel) + channel
-                self.operands[-1].store(let(to), values)
+            self.epilogue.vector(values, self.tile.columns, pixel, channel, 0, self.operands)
 
 
 @dataclass(frozen=True)
 class _Position:
-    """A tile: its panel of output channels, part of the reduction, first pixel."""
+    """A tile: its number and panel of output channels, part of the reduction, first pixel."""
 
+    number: Expr
     panel: Expr
     split: Expr
     column: Expr

@@ -32,7 +32,7 @@ class WgmmaTile:
         pixels: of a tile, 64 for each warpgroup that multiplies; 64, 128 or 192.
         columns: output channels of a tile, a multiple of 8 up to 256.
         stages: of the ring.
-        splits: parts of the reduction that blocks of their own add up; see :func:`wgmma`.
+        splits: parts of the reduction, each a block's; see :mod:`~.splits`.
         blocks: of the grid at most, those that the GPU runs at once.
         cluster: blocks that take tiles of the same output channels at a time, and of whose weights
             each copies its share to all of them.
@@ -164,6 +164,18 @@ class Shape:
         return min(self.tiles, self.tile.blocks // self.tile.cluster) * self.tile.cluster
 
     @property
+    def workspace_bytes(self) -> int:
+        """Of the partial sums of a split reduction; 0 if it is not."""
+        if self.tile.splits == 1:
+            return 0
+        return self.tiles * self.tile.cluster * self.tile.pixels * self.tile.columns * 4
+
+    @property
+    def counters(self) -> int:
+        """Number of int32 counters of a split reduction, zero before and after each run."""
+        return self.tiles * self.tile.cluster // self.tile.splits if self.tile.splits > 1 else 0
+
+    @property
     def ring(self) -> tuple[int, int]:
         """Elements of a stage: of pixels, of weights."""
         return self.tile.pixels * self.depth, self.tile.columns * self.depth
@@ -291,7 +303,7 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _MOST_STAGES, _LEAST_STAGES = 6, 3
 # Cycles of a multiprocessor. Products: multiply-adds a cycle of 16-bit numbers, of NVIDIA's data
 # sheet. Copies: bytes a cycle from the level-2 cache, an estimate, as are the others.
-_PRODUCTS, _COPIED, _LATENCY, _LAUNCH = 2048, 40, 1500, 3000
+_PRODUCTS, _COPIED, _LATENCY, _MEETING = 2048, 40, 1500, 1200
 
 
 def _with_stages(geometry: Geometry, tile: WgmmaTile, shared_bytes: int) -> Shape | None:
@@ -312,8 +324,8 @@ def predicted_cycles(shape: Shape) -> float:
     """Estimated time, cycles of the GPU.
 
     A block's step takes as long as its products, or as its copies if those take longer; a tile
-    adds the latency of its first copies and of its stores; parts of a reduction add a launch and
-    their way through memory. Not measured on a GPU yet.
+    adds the latency of its first copies and of its stores; parts of a reduction add their way
+    through memory, once by each block and all of them by the last one. Not measured on a GPU yet.
     """
     tile = shape.tile
     products = tile.pixels * tile.columns * shape.depth / (_PRODUCTS * 2 / shape.size)
@@ -321,6 +333,5 @@ def predicted_cycles(shape: Shape) -> float:
     rounds = -(-shape.tiles * tile.cluster // shape.blocks)
     time = rounds * shape.steps_of_split * step + _LATENCY * (1 + rounds / 2)
     if tile.splits > 1:
-        partial = 4 * math.prod(shape.geometry.y.shape) * (tile.splits + 1)
-        time += _LAUNCH + partial / (_COPIED * tile.blocks)
+        time += _MEETING + 4 * tile.pixels * tile.columns * (rounds + tile.splits) / _COPIED
     return time

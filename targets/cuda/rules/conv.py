@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
-from pwopt.ir.program import Instruction, Program
+from pwopt.ir.program import Program
 from pwopt.targets.cuda.kernels.conv import conv
 from pwopt.targets.cuda.kernels.depthwise import depthwise, depthwise_lanes, pack_depthwise
 from pwopt.targets.cuda.kernels.gemv import gemv, pack_gemv
 from pwopt.targets.cuda.kernels.geometry import Geometry
-from pwopt.targets.cuda.kernels.map import map_kernel
 from pwopt.targets.cuda.kernels.packing import pack_conv
 from pwopt.targets.cuda.kernels.tiling import (
     Tile,
@@ -206,52 +205,25 @@ class _Call:
         geometry = Geometry(xv, yv, tuple(v for _, v in placed), f.window, f.groups)
         tile = self._tile(geometry)
         if isinstance(tile, WgmmaTile):
-            return self._by_warpgroups(xp, weight, geometry, tile, placed, (yp, yv))
-        weights = lowering.weights(
-            (conv, *f.key, str(geometry), tile), lambda: pack_conv(weight, f.bias, geometry, tile)
-        )
+            factory: Any = wgmma
+            shape, dtype = Shape(geometry, tile), geometry.x.dtype
+            sizes = shape.workspace_bytes, shape.counters
+            weights = lowering.weights(
+                (wgmma, *f.key, tile.columns, dtype),
+                lambda: pack_wgmma(weight, f.bias, tile.columns, dtype),
+            )
+        else:
+            factory, sizes = conv, (workspace_bytes(geometry, tile), counters(geometry, tile))
+            weights = lowering.weights(
+                (conv, *f.key, str(geometry), tile),
+                lambda: pack_conv(weight, f.bias, geometry, tile),
+            )
         space: tuple[Pointer, ...] = ()
-        if tile.split > 1:
-            sums = Buffer("workspace", workspace_bytes(geometry, tile), "partial sums")
-            zeros = Buffer("workspace", 4 * counters(geometry, tile), "counters", cleared=True)
+        if sizes[0]:
+            sums = Buffer("workspace", sizes[0], "partial sums")
+            zeros = Buffer("workspace", 4 * sizes[1], "counters", cleared=True)
             space = (Pointer(sums), Pointer(zeros))
-        self._emit(conv, (geometry, f.program, tile), xp, weights, placed, (yp, yv), space)
-        return None
-
-    def _by_warpgroups(
-        self,
-        x: Pointer,
-        weight: np.ndarray,
-        geometry: Geometry,
-        tile: WgmmaTile,
-        extras: Sequence[tuple[Pointer, View]],
-        result: tuple[Pointer, View],
-    ) -> None:
-        """By Hopper's products; a kernel of its own adds up the parts of a split reduction."""
-        f, lowering = self.filters, self.lowering
-        dtype = geometry.x.dtype
-        weights = lowering.weights(
-            (wgmma, *f.key, tile.columns, dtype),
-            lambda: pack_wgmma(weight, f.bias, tile.columns, dtype),
-        )
-        if tile.splits == 1:
-            return self._emit(wgmma, (geometry, f.program, tile), x, weights, extras, result)
-        images, height, width, channels = geometry.y.shape
-        part = View.dense((images, height, width, -(-channels // 4) * 4))
-        sums = Pointer(Buffer("workspace", tile.splits * part.elements * 4, "partial sums"))
-        alone = replace(geometry, y=replace(part, shape=geometry.y.shape), extras=())
-        lowering.emit(wgmma, (alone, Program(), tile), (x, *weights, sums))
-        bias = (weights[1], View((channels,), (1,)).broadcast(geometry.y.shape))
-        parts = [(sums, replace(alone.y, offset=i * part.elements)) for i in range(tile.splits)]
-        operands = (*parts, bias, *extras)
-        program, views = summed(tile.splits, f.program), tuple(v for _, v in operands)
-        in_place = None
-        for i, ((_, view), owned) in enumerate(zip(extras, self.owned, strict=True)):
-            if owned and view == result[1]:
-                in_place = (len(parts) + 1 + i, len(operands))
-        pointers = (*(p for p, _ in operands), result[0])
-        lowering.emit(map_kernel, (program, views, result[1]), pointers, in_place=in_place)
-        return None
+        self._emit(factory, (geometry, f.program, tile), xp, weights, placed, (yp, yv), space)
 
     @property
     def _is_stem(self) -> bool:
@@ -306,17 +278,6 @@ class _Call:
                 in_place = (3 + i, at)
         writes = range(at, len(pointers))
         self.lowering.emit(factory, arguments, pointers, writes=writes, in_place=in_place)
-
-
-def summed(parts: int, program: Program) -> Program:
-    """The sum of the parts of a reduction, plus the bias, and then a program.
-
-    Its arguments are the parts, the bias, and those of the program but the first.
-    """
-    arity = parts + program.arity
-    steps = [Instruction("Add", (0 if i == 1 else arity + i - 2, i)) for i in range(1, parts + 1)]
-    whole = Program(arity, tuple(steps))
-    return whole.inlined(program, [whole.result, *range(parts + 1, arity)])
 
 
 def _as_matrix(view: View) -> View | None:
