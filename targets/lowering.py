@@ -9,15 +9,15 @@ and copied, and has rules that call its kernels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pwopt.cost import node_macs
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.targets.placement import Placement, Slice
-from pwopt.targets.plan import Buffer, Plan, Pointer, Step, Tensor
+from pwopt.targets.plan import Buffer, Plan, Pointer, Step, Tensor, place
 from pwopt.targets.schedules import AnySchedule, Schedules
 from pwopt.targets.views import View, channels_last, image
 
@@ -54,7 +54,11 @@ class Lowering(ABC):
         notes: of the nodes that the fallback was asked to lower, why no rule did.
         placement: where results go.
         schedules: that kernels get.
+        shared_kernels: by name those that :meth:`call` is asked for.
+        enlarged: images that their reader enlarges, as (N, H, W, C), with the factors.
     """
+
+    shared_kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
 
     def __init__(self, graph: Graph, schedules: Schedules | None = None) -> None:
         self.graph = graph
@@ -62,6 +66,7 @@ class Lowering(ABC):
         self.plan = Plan()
         self.notes: dict[Node, str] = {}
         self.placement = Placement(graph)
+        self.enlarged: dict[Value, tuple[Tensor, tuple[int, int]]] = {}
         self._tensors: dict[Value, Tensor] = {}
         self._copies: dict[tuple[Any, ...], Tensor] = {}
         self._constants: dict[Any, Buffer] = {}
@@ -78,13 +83,10 @@ class Lowering(ABC):
 
     # --- what a target decides ------------------------------------------------------------------
 
-    @abstractmethod
-    def copy_into(self, source: Tensor, target: Tensor) -> None:
-        """Copies a tensor into memory of its own, whatever the layouts and number formats."""
-
-    @abstractmethod
-    def fill(self, target: Tensor, value: float) -> None:
-        """Sets every element of a tensor."""
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        """What the target's kernels take behind their other arguments."""
+        return ()
 
     @abstractmethod
     def allocate(self, value: Value, dtype: str, order: Sequence[int]) -> Tensor:
@@ -353,6 +355,28 @@ class Lowering(ABC):
                 variant=variant,
             )
         )
+
+    def call(
+        self,
+        kernel: str,
+        arguments: Sequence[Any],
+        pointers: Sequence[Pointer],
+        **keywords: Any,
+    ) -> None:
+        """Appends a call of a kernel that every target has, given by its name; see :meth:`emit`."""
+        self.emit(self.shared_kernels[kernel], (*arguments, *self.machine), pointers, **keywords)
+
+    def copy_into(self, source: Tensor, target: Tensor) -> None:
+        """Copies a tensor into memory of its own, whatever the layouts and number formats."""
+        if source.view.elements:
+            (sp, sv), (tp, tv) = place(source), place(target)
+            self.call("copy", (sv, tv), (sp, tp))
+
+    def fill(self, target: Tensor, value: float) -> None:
+        """Sets every element of a tensor."""
+        pointer, view = place(target)
+        if view.elements:
+            self.call("fill", (view, value), (pointer,))
 
     def schedule(
         self,

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pwopt.cost_model import cost_model
 from pwopt.hardware import Hardware
@@ -18,6 +19,10 @@ from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.growth import affordable_sides
 from pwopt.targets.cpu.kernels.copy import copy, fill, fill_border
 from pwopt.targets.cpu.kernels.geometry import Geometry
+from pwopt.targets.cpu.kernels.map import map_kernel
+from pwopt.targets.cpu.kernels.norm import local_response, mean_variance
+from pwopt.targets.cpu.kernels.resize import resize, upsample
+from pwopt.targets.cpu.kernels.softmax import softmax
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
 from pwopt.targets.cpu.narrowing import narrow_values, takes_either
 from pwopt.targets.lowering import element_type, static_shape
@@ -33,14 +38,19 @@ _SIDES: dict[str, tuple[int, ...]] = {"off": (), "f2": (2,), "auto": (2, 4)}
 
 FEW_CHANNELS = 4  # of a row-major input that convolutions read as it lies
 
+_KERNELS: tuple[Callable[..., Any], ...] = (
+    *(copy, fill, local_response, map_kernel, mean_variance, resize, softmax, upsample),
+)
+
 
 class Lowering(common.Lowering):
     """Lowers one graph of static shapes.
 
     Attributes:
         precision: number formats.
-        enlarged: images that their reader enlarges, as (N, H, W, C), with the factors.
     """
+
+    shared_kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {k.__name__: k for k in _KERNELS}
 
     def __init__(
         self,
@@ -68,11 +78,14 @@ class Lowering(common.Lowering):
         self.precision = precision
         model, sides = cost_model(self.hardware, precision), _SIDES[winograd]
         self._sides = affordable_sides(graph, model, sides, max_growth) if sides else {}
-        self.enlarged: dict[Value, tuple[Tensor, tuple[int, int]]] = {}
         self._narrow = narrow_values(graph) if self.hardware.bf16 else frozenset[Value]()
         self._takes_either = True
 
     # --- what the CPU decides -------------------------------------------------------------------
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        return (self.hardware, self.threads)
 
     def begin(self, node: Node, *, fallback: bool = False) -> None:
         self._takes_either = not fallback and takes_either(node)
@@ -103,17 +116,6 @@ class Lowering(common.Lowering):
             return self.bordered(shape, none, tuple(order), value.label, dtype)
         view = View.dense(shape, dtype, order)
         return Tensor(self.workspace(view, value.label), view)
-
-    def copy_into(self, source: Tensor, target: Tensor) -> None:
-        """Copies a tensor into memory of its own, whatever the layouts."""
-        if not source.view.elements:
-            return
-        (sp, sv), (tp, tv) = place(source), place(target)
-        self.emit(copy, (sv, tv, self.hardware, self.threads), (sp, tp))
-
-    def fill(self, target: Tensor, value: float) -> None:
-        pointer, view = place(target)
-        self.emit(fill, (view, value, self.hardware, self.threads), (pointer,))
 
     def tensor(self, value: Value) -> Tensor:
         """Where a value lies; bfloat16 is widened for nodes whose kernels want float32."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,10 @@ from pwopt.ir.graph import Graph, Node, Value
 from pwopt.targets import lowering as common
 from pwopt.targets.cuda.arch import Arch, Gpu, usual_gpu
 from pwopt.targets.cuda.kernels.copy import copy, fill, pad_channels
+from pwopt.targets.cuda.kernels.map import map_kernel
+from pwopt.targets.cuda.kernels.norm import local_response, mean_variance
+from pwopt.targets.cuda.kernels.resize import resize, upsample
+from pwopt.targets.cuda.kernels.softmax import softmax
 from pwopt.targets.lowering import element_type, static_shape
 from pwopt.targets.placement import Slice
 from pwopt.targets.plan import Pointer, Step, Tensor, place
@@ -24,6 +28,10 @@ STORED = {"fp16": "float16", "bf16": "bfloat16", "tf32": "float32", "fp32": "flo
 LAUNCH_US = 2.0  # of a kernel in a captured graph, start to start of the next
 CHUNK = 16  # bytes that the widest loads and stores want aligned
 
+_KERNELS: tuple[Callable[..., Any], ...] = (
+    *(copy, fill, local_response, map_kernel, mean_variance, resize, softmax, upsample),
+)
+
 
 class CudaLowering(common.Lowering):
     """Lowers one graph of static shapes.
@@ -33,8 +41,9 @@ class CudaLowering(common.Lowering):
         precision: of products: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         dtype: that float32 values are stored as between kernels.
         gpu: that is filled, and whose peaks predicted times assume.
-        enlarged: images that their reader enlarges, as (N, H, W, C), with the factors.
     """
+
+    shared_kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {k.__name__: k for k in _KERNELS}
 
     def __init__(
         self,
@@ -56,7 +65,6 @@ class CudaLowering(common.Lowering):
         super().__init__(graph, schedules)
         self.arch, self.precision, self.dtype = arch, precision, STORED[precision]
         self.gpu = gpu or usual_gpu(arch)
-        self.enlarged: dict[Value, tuple[Tensor, tuple[int, int]]] = {}
 
     # --- memory ---------------------------------------------------------------------------------
 
@@ -152,19 +160,6 @@ class CudaLowering(common.Lowering):
         whole = View.dense(outer, dtype, order)
         buffer = self.workspace(whole, label)
         return Tensor(buffer, replace(whole, shape=tuple(shape)))
-
-    # --- copies ---------------------------------------------------------------------------------
-
-    def copy_into(self, source: Tensor, target: Tensor) -> None:
-        if not source.view.elements:
-            return
-        (sp, sv), (tp, tv) = place(source), place(target)
-        self.emit(copy, (sv, tv), (sp, tp))
-
-    def fill(self, target: Tensor, value: float) -> None:
-        pointer, view = place(target)
-        if view.elements:
-            self.emit(fill, (view, value), (pointer,))
 
     # --- weights --------------------------------------------------------------------------------
 

@@ -33,10 +33,10 @@ from pwopt.targets.cpu.rules.weights import (
     packed_weights,
     weight_dtype,
 )
-from pwopt.targets.lowering import Rule, Unsupported, image_tensor, static_shape
+from pwopt.targets.lowering import Rule, image_tensor, static_shape
 from pwopt.targets.plan import Buffer, Pointer, Tensor, place
 from pwopt.targets.reading import Convolution, convolution_of
-from pwopt.targets.views import channels_last, image
+from pwopt.targets.rules import epilogue_operand
 from pwopt.targets.windows import Window
 
 
@@ -55,7 +55,7 @@ def _emit(lowering: Lowering, node: Node, x: Tensor, asked: Convolution) -> None
         return
     program = asked.program
     bias_array = None if bias is None else lowering.array(bias)
-    placed_extras = [place(_extra(lowering, e, node.out)) for e in extras]
+    placed_extras = [place(epilogue_operand(lowering, e, node.out)) for e in extras]
     extra_views = tuple(v for _, v in placed_extras)
     xp, xv = place(image_tensor(x))
     if xv.dtype == NEIGHBOURS:
@@ -192,22 +192,6 @@ def _input(lowering: Lowering, node: Node, border: tuple[int, ...], window: Wind
         return lowering.with_border(x, border)
     tensor = lowering.tensor(x)
     return tensor if tensor.view.shape[1] <= FEW_CHANNELS else lowering.channels_last(x)
-
-
-def _extra(lowering: Lowering, value: Value, out: Value) -> Tensor:
-    """An operand of the epilogue, broadcast to the output, as (N, H, W, C)."""
-    shape = static_shape(out)
-    rank = len(static_shape(value))
-    order = [a - (len(shape) - rank) for a in channels_last(len(shape)) if a >= len(shape) - rank]
-    tensor = lowering.ordered(value, order)
-    view = tensor.view.broadcast(shape)
-    try:
-        view = image(view)
-    except ValueError as error:
-        raise Unsupported(str(error)) from None
-    if view.strides[3] not in (0, 1):
-        raise Unsupported(f"the layout of {value.label}")
-    return tensor.with_view(view)
 
 
 RULES: dict[tuple[str, str], Rule] = {

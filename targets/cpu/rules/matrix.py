@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
+from pwopt.ir.graph import KERNEL_DOMAIN, Node
 from pwopt.ir.program import Program
 from pwopt.targets.cpu.kernels.gemm import gemm, gemm_geometry, matmul, matmul_geometry, pack_gemm
 from pwopt.targets.cpu.lowering import Lowering
@@ -15,8 +15,9 @@ from pwopt.targets.cpu.rules.weights import (
     weight_dtype,
 )
 from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
-from pwopt.targets.plan import Tensor, place
+from pwopt.targets.plan import place
 from pwopt.targets.reading import Product, product_of
+from pwopt.targets.rules import epilogue_rows
 
 
 def linear(lowering: Lowering, node: Node) -> None:
@@ -64,7 +65,7 @@ def _constant_product(
     result = lowering.result(node.out, tuple(range(len(shape))))
     if not result.view.elements:
         return
-    placed = [place(_extra(lowering, e, shape, flat)) for e in extras]
+    placed = [place(epilogue_rows(lowering, e, shape, flat)) for e in extras]
     xp, xv = place(tensor)
     yp, yv = place(result)
     rows = yv.reshape(flat)
@@ -85,17 +86,6 @@ def _constant_product(
         (xp, w, b, *(p for p, _ in placed), yp),
         weights=stored,
     )
-
-
-def _extra(
-    lowering: Lowering, value: Value, shape: tuple[int, ...], flat: tuple[int, int]
-) -> Tensor:
-    """An operand of the epilogue as (rows, columns)."""
-    tensor = lowering.tensor(value) if lowering.array(value) is not None else lowering.dense(value)
-    view = tensor.view.broadcast(shape).reshape(flat)
-    if view is None:
-        raise Unsupported("a partly broadcast operand")
-    return tensor.with_view(view)
 
 
 RULES: dict[tuple[str, str], Rule] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
+from pwopt.ir.graph import KERNEL_DOMAIN, Node
 from pwopt.ir.program import Program
 from pwopt.targets.cuda.kernels.conv import conv
 from pwopt.targets.cuda.kernels.depthwise import depthwise, depthwise_lanes, pack_depthwise
@@ -36,11 +36,12 @@ from pwopt.targets.cuda.kernels.wgmma_tiling import (
     takes,
 )
 from pwopt.targets.cuda.lowering import CudaLowering
-from pwopt.targets.lowering import Rule, Unsupported, image_tensor, static_shape
+from pwopt.targets.lowering import Rule, image_tensor
 from pwopt.targets.plan import Buffer, Pointer, Tensor, place
 from pwopt.targets.reading import convolution_of
+from pwopt.targets.rules import epilogue_operand
 from pwopt.targets.transposed import transposed_of
-from pwopt.targets.views import View, channels_last, image
+from pwopt.targets.views import View
 from pwopt.targets.windows import Window
 
 FEW_ROWS = 4  # of a product that reads its matrix once without tensor cores
@@ -83,7 +84,7 @@ def convolution(lowering: CudaLowering, node: Node) -> None:
     key = (lowering.required(node, 1), asked.bias)
     bias = None if asked.bias is None else lowering.array(asked.bias)
     filters = Filters(key, asked.weight, bias, asked.window, asked.groups, asked.program)
-    extras = [_extra(lowering, e, node.out) for e in asked.extras]
+    extras = [epilogue_operand(lowering, e, node.out) for e in asked.extras]
     owned = [lowering.array(e) is None for e in asked.extras]
     result = image_tensor(lowering.result(node.out))
     source = image_tensor(lowering.tensor(lowering.required(node, 0)))
@@ -283,21 +284,6 @@ class _Call:
 def _as_matrix(view: View) -> View | None:
     """An image as (pixels, C), where its strides allow."""
     return view.reshape((math.prod(view.shape[:3]), view.shape[3]))
-
-
-def _extra(lowering: CudaLowering, value: Value, out: Value) -> Tensor:
-    """An operand of the epilogue, broadcast to the output, as (N, H, W, C)."""
-    shape = static_shape(out)
-    rank = len(static_shape(value))
-    order = [a - (len(shape) - rank) for a in channels_last(len(shape)) if a >= len(shape) - rank]
-    tensor = lowering.ordered(value, order)
-    try:
-        view = image(tensor.view.broadcast(shape))
-    except ValueError as error:
-        raise Unsupported(str(error)) from None
-    if view.strides[3] not in (0, 1):
-        raise Unsupported(f"the layout of {value.label}")
-    return tensor.with_view(view)
 
 
 RULES: dict[tuple[str, str], Rule] = {

@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 
-from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
+from pwopt.ir.graph import KERNEL_DOMAIN, Node
 from pwopt.targets.cuda.kernels.product import matmul
 from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.rules.conv import Filters, convolve
 from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
-from pwopt.targets.plan import Tensor, place
+from pwopt.targets.plan import place
 from pwopt.targets.reading import Product, product_of
+from pwopt.targets.rules import epilogue_rows
 from pwopt.targets.views import View
 from pwopt.targets.windows import Window
 
@@ -56,7 +57,8 @@ def _constant_product(lowering: CudaLowering, node: Node, product: Product) -> N
     bias = None if product.bias is None else np.asarray(product.bias)
     weight = product.weight.T[:, :, None, None]
     filters = Filters(key, weight, bias, Window(), program=product.program)
-    extras = [_extra(lowering, e, shape, rows) for e in product.extras]
+    given = [epilogue_rows(lowering, e, shape, rows) for e in product.extras]
+    extras = [t.with_view(_image(t.view)) for t in given]
     owned = [lowering.array(e) is None for e in product.extras]
     rows_in = lowering.reshaped(x, (rows[0], product.weight.shape[0]))
     source = rows_in.with_view(_image(rows_in.view))
@@ -69,17 +71,6 @@ def _image(matrix: View) -> View:
     down, right = matrix.strides
     strides = (0, 0, down, 1 if columns == 1 else right)
     return View((1, 1, rows, columns), strides, matrix.offset, matrix.dtype)
-
-
-def _extra(
-    lowering: CudaLowering, value: Value, shape: tuple[int, ...], rows: tuple[int, int]
-) -> Tensor:
-    """An operand of the epilogue as a row of pixels."""
-    tensor = lowering.tensor(value) if lowering.array(value) is not None else lowering.dense(value)
-    view = tensor.view.broadcast(shape).reshape(rows)
-    if view is None:
-        raise Unsupported("a partly broadcast operand")
-    return tensor.with_view(_image(view))
 
 
 RULES: dict[tuple[str, str], Rule] = {

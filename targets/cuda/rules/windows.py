@@ -1,28 +1,17 @@
-"""Rules for pooling, reductions, normalisations and softmax."""
+"""Rules for pooling and reductions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from pwopt.ir.graph import Node
-from pwopt.ir.program import Instruction, Program
-from pwopt.targets.cuda.kernels.map import map_kernel
-from pwopt.targets.cuda.kernels.norm import local_response, mean_variance
 from pwopt.targets.cuda.kernels.pool import covers, pool
 from pwopt.targets.cuda.kernels.reduce import reduce
-from pwopt.targets.cuda.kernels.softmax import softmax
 from pwopt.targets.cuda.lowering import CudaLowering
-from pwopt.targets.lowering import Rule, image_tensor, require_float, static_shape
+from pwopt.targets.lowering import Rule, image_tensor, static_shape
 from pwopt.targets.plan import place
 from pwopt.targets.reading import (
     REDUCTIONS,
-    only_first_is_read,
     pooling_of,
     reduction_of,
-    scale_and_shift,
-    softmax_axes,
 )
 from pwopt.targets.views import channels_last
 
@@ -56,118 +45,8 @@ def reduction(lowering: CudaLowering, node: Node) -> None:
     lowering.emit(reduce, (kind, xv, axes, view), (xp, yp))
 
 
-def batch_norm(lowering: CudaLowering, node: Node) -> None:
-    """BatchNormalization with constant statistics: a multiply and an add per channel."""
-    factor, shift = scale_and_shift(lowering, node)
-    value = lowering.required(node, 0)
-    shape = static_shape(value)
-    order = channels_last(len(shape))
-    tensor, result = lowering.channels_last(value), lowering.result(node.out)
-    if not result.view.elements:
-        return
-    placed = [place(tensor.with_view(tensor.view.permute(order)))]
-    for name, array in (("scale", factor), ("shift", shift)):
-        constant = lowering.constant(array, key=(node.out, name))
-        column = constant.view.reshape((len(array), *[1] * (len(shape) - 2)))
-        assert column is not None
-        placed.append(place(constant.with_view(column.broadcast(shape).permute(order))))
-    yp, yv = place(result.with_view(result.view.permute(order)))
-    program = Program(3, (Instruction("Mul", (0, 1)), Instruction("Add", (3, 2))))
-    lowering.emit(
-        map_kernel,
-        (program, tuple(v for _, v in placed), yv),
-        (*(p for p, _ in placed), yp),
-        in_place=(0, 3) if placed[0][1] == yv else None,
-    )
-
-
-def softmax_(lowering: CudaLowering, node: Node) -> None:
-    """Softmax and LogSoftmax."""
-    axes = softmax_axes(lowering, node)
-    tensor = lowering.tensor(lowering.required(node, 0))
-    xp, xv = place(tensor)
-    yp, yv = place(lowering.result(node.out, tensor.view.order))
-    if yv.elements:
-        lowering.emit(softmax, (xv, axes, yv), (xp, yp), log=node.op == "LogSoftmax")
-
-
-def lrn(lowering: CudaLowering, node: Node) -> None:
-    """Local response normalisation across channels."""
-    value = lowering.required(node, 0)
-    require_float(value, node.out)
-    xp, xv = place(image_tensor(lowering.channels_last(value)))
-    yp, yv = place(image_tensor(lowering.result(node.out)))
-    if not yv.elements:
-        return
-    lowering.emit(
-        local_response,
-        (xv, yv),
-        (xp, yp),
-        size=node.get("size"),
-        alpha=float(node.get("alpha", 1e-4)),
-        beta=float(node.get("beta", 0.75)),
-        bias=float(node.get("bias", 1.0)),
-    )
-
-
-def instance_norm(lowering: CudaLowering, node: Node) -> None:
-    """InstanceNormalization: statistics per image and channel."""
-    shape = static_shape(lowering.required(node, 0))
-    parameters = [
-        lowering.constant_array(node, i, "parameter").reshape(-1, *[1] * (len(shape) - 2))
-        for i in (1, 2)
-    ]
-    _normalise(lowering, node, tuple(range(2, len(shape))), parameters, channels_last(len(shape)))
-
-
-def layer_norm(lowering: CudaLowering, node: Node) -> None:
-    """LayerNormalization over the last axes."""
-    only_first_is_read(lowering, node, "its mean is read")
-    value = lowering.required(node, 0)
-    rank = len(static_shape(value))
-    axes = tuple(range(node.get("axis", -1) % rank, rank))
-    slots = [i for i in (1, 2) if lowering.graph.operand(node, i) is not None]
-    parameters = [lowering.constant_array(node, i, "parameter") for i in slots]
-    _normalise(lowering, node, axes, parameters, lowering.tensor(value).view.order)
-
-
-def _normalise(
-    lowering: CudaLowering,
-    node: Node,
-    axes: tuple[int, ...],
-    parameters: Sequence[np.ndarray],
-    order: tuple[int, ...],
-) -> None:
-    value = lowering.required(node, 0)
-    require_float(value, node.out)
-    shape = static_shape(value)
-    tensors = [lowering.ordered(value, order)]
-    for i, array in enumerate(parameters):
-        constant = lowering.constant(array.astype(np.float32), key=(node.out, i))
-        tensors.append(constant.with_view(constant.view.broadcast(shape)))
-    tensors.append(lowering.result(node.out, order))
-    placed = [place(t) for t in tensors]
-    views = [v for _, v in placed]
-    if not views[-1].elements:
-        return
-    lowering.emit(
-        mean_variance,
-        (views[0], axes, views[-1]),
-        [p for p, _ in placed],
-        scale=views[1] if len(parameters) > 0 else None,
-        bias=views[2] if len(parameters) > 1 else None,
-        epsilon=float(node.get("epsilon", 1e-5)),
-    )
-
-
 RULES: dict[tuple[str, str], Rule] = {
     **{("", op): pooling for op in ("MaxPool", "AveragePool", "LpPool")},
     **{("", op): reduction for op in ("GlobalAveragePool", "GlobalMaxPool")},
     **{("", f"Reduce{kind}"): reduction for kind in REDUCTIONS},
-    ("", "BatchNormalization"): batch_norm,
-    ("", "Softmax"): softmax_,
-    ("", "LogSoftmax"): softmax_,
-    ("", "LRN"): lrn,
-    ("", "InstanceNormalization"): instance_norm,
-    ("", "LayerNormalization"): layer_norm,
 }
