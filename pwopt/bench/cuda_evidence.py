@@ -13,7 +13,7 @@ from pwopt import driver
 from pwopt.errors import CodegenError
 from pwopt.ir.graph import Graph
 from pwopt.models.registry import entry
-from pwopt.targets.cuda.arch import GPUS, Arch, arch
+from pwopt.targets.cuda.arch import Arch, arch
 from pwopt.targets.cuda.disassembly import disassemble, instructions
 from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.module import Code, generate
@@ -24,7 +24,6 @@ from pwopt.targets.plan import Plan, assign_offsets, pack_constants
 NETWORKS = ("resnet", "mobilenet_v2_seeded", "squeezenet_v1_1", "googlenet", "densenet")
 BATCHES = (1, 32)
 ARCHS = ("sm_80", "sm_90a")
-GPU_NAMES = {"sm_80": "A100-SXM4-80GB"}  # of an architecture; H200 for the others
 PRODUCTS = ("conv", "wgmma")
 TENSOR_CORES = ("HMMA", "HGMMA")
 
@@ -122,9 +121,7 @@ def _of_network(
     names = list(code.sources)
     made = compile_sources([code.sources[n] for n in names], wanted.name)
     cubins = dict(zip(names, made, strict=True))
-    gpu = GPU_NAMES.get(wanted.name, "H200")
-    assert gpu in GPUS
-    return [_row(name, batch, wanted, code, plan, k, cubins[k], gpu) for k in names]
+    return [_row(name, batch, wanted, code, plan, k, cubins[k], lowering.gpu.name) for k in names]
 
 
 def _row(
