@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from pwopt.ir.graph import Node, Value
-from pwopt.targets.lowering import Lowering, Unsupported, element_type, static_shape
+from pwopt.targets.lowering import Lowering
 from pwopt.targets.plan import Tensor
+from pwopt.targets.values import Unsupported, element_type, static_shape
 from pwopt.targets.views import View, channels_last
 
 

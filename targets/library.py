@@ -15,7 +15,8 @@ import numpy as np
 
 from pwopt import hardware
 from pwopt.errors import CodegenError
-from pwopt.targets.executable import Executable, Manifest, runs_here
+from pwopt.targets.executable import Executable, runs_here
+from pwopt.targets.manifest import Manifest
 
 _BLOBS = ("manifest", "constants", "models", "cubins")
 _ASSEMBLY = """\

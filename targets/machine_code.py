@@ -11,7 +11,8 @@ import numpy as np
 from pwopt.errors import CodegenError
 from pwopt.ir.types import NUMPY_DTYPES
 from pwopt.targets import runtime
-from pwopt.targets.executable import Executable, SegmentSpec, runs_here
+from pwopt.targets.executable import Executable, runs_here
+from pwopt.targets.manifest import SegmentSpec
 
 ALIGNMENT = 64
 SLACK = 64  # bytes that kernels may read past the end of any array

@@ -11,8 +11,8 @@ import tvm_ffi.libinfo
 
 from pwopt.ir.types import NUMPY_DTYPES
 from pwopt.targets import runtime
-from pwopt.targets.executable import Manifest, Port
 from pwopt.targets.machine_code import ALIGNMENT
+from pwopt.targets.manifest import Manifest, Port
 
 _FOLDER = Path(__file__).parent
 # The kernels' checks report through a function of TVM's; native.c does without it where it is not.

@@ -10,7 +10,8 @@ import numpy as np
 from pwopt.ir.graph import KERNEL_DOMAIN, Node, Value
 from pwopt.ir.program import BINARY, PARAMETERS, UNARY, Instruction, Program
 from pwopt.ir.shapes import explicit_pads
-from pwopt.targets.lowering import Lowering, Unsupported, require_float, static_shape
+from pwopt.targets.lowering import Lowering
+from pwopt.targets.values import Unsupported, require_float, static_shape
 from pwopt.targets.windows import PoolAxis, Window
 
 ELEMENTWISE = (

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwopt.ir.graph import KERNEL_DOMAIN, Graph, Node, Value
-from pwopt.targets.lowering import Lowering, Unsupported, require_float, static_shape
+from pwopt.targets.lowering import Lowering
+from pwopt.targets.values import Unsupported, require_float, static_shape
 from pwopt.targets.views import View
 
 

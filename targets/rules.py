@@ -11,14 +11,7 @@ import numpy as np
 
 from pwopt.ir.graph import Node, Value
 from pwopt.ir.program import Instruction, Program
-from pwopt.targets.lowering import (
-    Lowering,
-    Rule,
-    Unsupported,
-    image_tensor,
-    require_float,
-    static_shape,
-)
+from pwopt.targets.lowering import Lowering, Rule
 from pwopt.targets.plan import Pointer, Tensor, place
 from pwopt.targets.reading import (
     ELEMENTWISE,
@@ -28,6 +21,7 @@ from pwopt.targets.reading import (
     softmax_axes,
 )
 from pwopt.targets.resampling import only_maps_read, pack, repeated, resampling_of, split
+from pwopt.targets.values import Unsupported, image_tensor, require_float, static_shape
 from pwopt.targets.views import channels_last, image
 
 

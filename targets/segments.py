@@ -8,10 +8,11 @@ from typing import Any
 
 from pwopt.ir.graph import Graph, Node, Value
 from pwopt.ir.types import OpaqueType
-from pwopt.targets.executable import Port, SegmentSpec
-from pwopt.targets.lowering import DTYPES, Lowering, Rule
+from pwopt.targets.lowering import Lowering, Rule
+from pwopt.targets.manifest import Port, SegmentSpec
 from pwopt.targets.partition import Segment, partition, value_key
 from pwopt.targets.plan import Plan
+from pwopt.targets.values import DTYPES
 
 
 @dataclass

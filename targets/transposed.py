@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pwopt.ir.graph import Node
-from pwopt.targets.lowering import Lowering, Unsupported, require_float, static_shape
+from pwopt.targets.lowering import Lowering
+from pwopt.targets.values import Unsupported, require_float, static_shape
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pwopt.targets.cpu.fallback import TvmFallback
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.module import build_module, entry_name
 from pwopt.targets.cpu.rules import RULES
-from pwopt.targets.executable import Executable, Manifest
+from pwopt.targets.executable import Executable
+from pwopt.targets.manifest import Manifest
 from pwopt.targets.plan import Plan, assign_offsets, pack_constants
 from pwopt.targets.schedules import Schedules
 from pwopt.targets.segments import Lowered, inputs_of, lower, outputs_of, report, with_identities

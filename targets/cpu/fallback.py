@@ -29,8 +29,8 @@ from pwopt.targets.cpu.codegen import target
 from pwopt.targets.cpu.fallback_ops import refusal
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.tvm_functions import Function, calls_packed, from_tvm
-from pwopt.targets.lowering import Unsupported, memory_dtype, static_shape
 from pwopt.targets.plan import Pointer, Tensor, place
+from pwopt.targets.values import Unsupported, memory_dtype, static_shape
 from pwopt.targets.views import View
 
 MOST_MACS = 1 << 24  # of a convolution or product; TVM's loops for them are 10x off the peak

@@ -25,10 +25,10 @@ from pwopt.targets.cpu.kernels.resize import resize, upsample
 from pwopt.targets.cpu.kernels.softmax import softmax
 from pwopt.targets.cpu.kernels.tiling import Tile, candidates, choose_tile
 from pwopt.targets.cpu.narrowing import narrow_values, takes_either
-from pwopt.targets.lowering import element_type, static_shape
 from pwopt.targets.placement import Slice
 from pwopt.targets.plan import Step, Tensor, place
 from pwopt.targets.schedules import AnySchedule, Schedules
+from pwopt.targets.values import element_type, static_shape
 from pwopt.targets.views import View, channels_last, image, itemsize
 
 _LINE = 64  # bytes

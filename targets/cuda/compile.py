@@ -13,8 +13,9 @@ from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.module import Code, generate
 from pwopt.targets.cuda.rules import RULES
 from pwopt.targets.cuda.toolchain import Cubin, compile_sources, find_compiler, trim_cache
-from pwopt.targets.executable import Executable, Manifest
+from pwopt.targets.executable import Executable
 from pwopt.targets.lowering import Lowering
+from pwopt.targets.manifest import Manifest
 from pwopt.targets.plan import Plan, assign_offsets, pack_constants
 from pwopt.targets.schedules import Schedules
 from pwopt.targets.segments import inputs_of, lower, outputs_of, report, with_identities

@@ -14,8 +14,8 @@ from pwopt.errors import UsageError
 from pwopt.targets.cuda.driver import ALIGNMENT, SLACK, call, quietly, release, rounded
 from pwopt.targets.cuda.session import Session
 from pwopt.targets.cuda.tensors import new_tensor, tensor
-from pwopt.targets.executable import Port
 from pwopt.targets.launches import Launch, LaunchList, dependencies
+from pwopt.targets.manifest import Port
 
 if TYPE_CHECKING:
     from pwopt.targets.cuda.device import CudaDevice

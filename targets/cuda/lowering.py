@@ -18,10 +18,10 @@ from pwopt.targets.cuda.kernels.map import map_kernel
 from pwopt.targets.cuda.kernels.norm import local_response, mean_variance
 from pwopt.targets.cuda.kernels.resize import resize, upsample
 from pwopt.targets.cuda.kernels.softmax import softmax
-from pwopt.targets.lowering import element_type, static_shape
 from pwopt.targets.placement import Slice
 from pwopt.targets.plan import Pointer, Step, Tensor, place
 from pwopt.targets.schedules import Schedules
+from pwopt.targets.values import element_type, static_shape
 from pwopt.targets.views import View, itemsize
 
 STORED = {"fp16": "float16", "bf16": "bfloat16", "tf32": "float32", "fp32": "float32"}

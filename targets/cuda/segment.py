@@ -12,8 +12,9 @@ import numpy as np
 from pwopt.errors import CodegenError, UsageError
 from pwopt.ir.types import NUMPY_DTYPES
 from pwopt.targets.cuda.arch import best
-from pwopt.targets.executable import Executable, Port, SegmentSpec
+from pwopt.targets.executable import Executable
 from pwopt.targets.launches import LaunchList
+from pwopt.targets.manifest import Port, SegmentSpec
 
 
 class Loaded(Protocol):

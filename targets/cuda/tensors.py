@@ -12,7 +12,7 @@ import numpy as np
 from pwopt.errors import UsageError
 from pwopt.ir.types import NUMPY_DTYPES
 from pwopt.targets.cuda.driver import bindings, quietly, release
-from pwopt.targets.executable import Port
+from pwopt.targets.manifest import Port
 
 if TYPE_CHECKING:
     from pwopt.targets.cuda.device import CudaDevice

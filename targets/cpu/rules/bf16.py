@@ -15,8 +15,8 @@ from pwopt.ir.graph import Value
 from pwopt.targets.cpu.bfloat16 import DTYPE, NEIGHBOURS, PAIR
 from pwopt.targets.cpu.kernels.copy import fill
 from pwopt.targets.cpu.lowering import FEW_CHANNELS, Lowering
-from pwopt.targets.lowering import static_shape
 from pwopt.targets.plan import Tensor, place
+from pwopt.targets.values import static_shape
 from pwopt.targets.views import View, channels_last
 from pwopt.targets.windows import Window
 

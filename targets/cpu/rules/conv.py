@@ -33,10 +33,11 @@ from pwopt.targets.cpu.rules.weights import (
     packed_weights,
     weight_dtype,
 )
-from pwopt.targets.lowering import Rule, image_tensor, static_shape
+from pwopt.targets.lowering import Rule
 from pwopt.targets.plan import Buffer, Pointer, Tensor, place
 from pwopt.targets.reading import Convolution, convolution_of
 from pwopt.targets.rules import epilogue_operand
+from pwopt.targets.values import image_tensor, static_shape
 from pwopt.targets.windows import Window
 
 

@@ -14,10 +14,11 @@ from pwopt.targets.cpu.rules.weights import (
     packed_weights,
     weight_dtype,
 )
-from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
+from pwopt.targets.lowering import Rule
 from pwopt.targets.plan import place
 from pwopt.targets.reading import Product, product_of
 from pwopt.targets.rules import epilogue_rows
+from pwopt.targets.values import Unsupported, require_float, static_shape
 
 
 def linear(lowering: Lowering, node: Node) -> None:

@@ -10,8 +10,8 @@ from pwopt.targets.cpu.bfloat16 import DTYPE as BFLOAT16
 from pwopt.targets.cpu.kernels.gates import Layer, gates, pack_layer, scratch_bytes
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules.weights import packed_weights
-from pwopt.targets.lowering import image_tensor, is_float, require_float, static_shape
 from pwopt.targets.plan import Buffer, Pointer, place
+from pwopt.targets.values import image_tensor, is_float, require_float, static_shape
 
 # Of more images, products of several rows read each weight once. On Zen 4 one kernel is as fast as
 # the three that it replaces, within 1 % of blocks and networks; it is the memory that bounds both.

@@ -22,9 +22,10 @@ from pwopt.targets.cpu.kernels.conv import conv, pack_conv
 from pwopt.targets.cpu.kernels.geometry import Geometry
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules.weights import packed_weights
-from pwopt.targets.lowering import Rule, image_tensor, static_shape
+from pwopt.targets.lowering import Rule
 from pwopt.targets.plan import Tensor, place
 from pwopt.targets.transposed import Phase, transposed_of
+from pwopt.targets.values import image_tensor, static_shape
 from pwopt.targets.windows import Window
 
 

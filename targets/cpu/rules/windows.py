@@ -7,12 +7,13 @@ from pwopt.targets.cpu.kernels.pool import pool
 from pwopt.targets.cpu.kernels.reduce import REDUCTIONS, reduce
 from pwopt.targets.cpu.lowering import Lowering
 from pwopt.targets.cpu.rules.squeeze_excite import emit_gates
-from pwopt.targets.lowering import Rule, Unsupported, image_tensor, static_shape
+from pwopt.targets.lowering import Rule
 from pwopt.targets.plan import place
 from pwopt.targets.reading import (
     pooling_of,
     reduction_of,
 )
+from pwopt.targets.values import Unsupported, image_tensor, static_shape
 
 
 def pooling(lowering: Lowering, node: Node) -> None:

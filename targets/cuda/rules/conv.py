@@ -36,11 +36,12 @@ from pwopt.targets.cuda.kernels.wgmma_tiling import (
     takes,
 )
 from pwopt.targets.cuda.lowering import CudaLowering
-from pwopt.targets.lowering import Rule, image_tensor
+from pwopt.targets.lowering import Rule
 from pwopt.targets.plan import Buffer, Pointer, Tensor, place
 from pwopt.targets.reading import convolution_of
 from pwopt.targets.rules import epilogue_operand
 from pwopt.targets.transposed import transposed_of
+from pwopt.targets.values import image_tensor
 from pwopt.targets.views import View
 from pwopt.targets.windows import Window
 

@@ -10,10 +10,11 @@ from pwopt.ir.graph import KERNEL_DOMAIN, Node
 from pwopt.targets.cuda.kernels.product import matmul
 from pwopt.targets.cuda.lowering import CudaLowering
 from pwopt.targets.cuda.rules.conv import Filters, convolve
-from pwopt.targets.lowering import Rule, Unsupported, require_float, static_shape
+from pwopt.targets.lowering import Rule
 from pwopt.targets.plan import place
 from pwopt.targets.reading import Product, product_of
 from pwopt.targets.rules import epilogue_rows
+from pwopt.targets.values import Unsupported, require_float, static_shape
 from pwopt.targets.views import View
 from pwopt.targets.windows import Window
 

@@ -6,13 +6,14 @@ from pwopt.ir.graph import Node
 from pwopt.targets.cuda.kernels.pool import covers, pool
 from pwopt.targets.cuda.kernels.reduce import reduce
 from pwopt.targets.cuda.lowering import CudaLowering
-from pwopt.targets.lowering import Rule, image_tensor, static_shape
+from pwopt.targets.lowering import Rule
 from pwopt.targets.plan import place
 from pwopt.targets.reading import (
     REDUCTIONS,
     pooling_of,
     reduction_of,
 )
+from pwopt.targets.values import image_tensor, static_shape
 from pwopt.targets.views import channels_last
 
 

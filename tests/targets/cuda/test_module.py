@@ -15,8 +15,9 @@ from pwopt.targets.cuda import codegen
 from pwopt.targets.cuda.kernel import Kernel
 from pwopt.targets.cuda.module import Code, generate
 from pwopt.targets.cuda.toolchain import compile_sources
-from pwopt.targets.executable import Executable, Manifest, Port, SegmentSpec
+from pwopt.targets.executable import Executable
 from pwopt.targets.launches import Access, Address, dependencies
+from pwopt.targets.manifest import Manifest, Port, SegmentSpec
 from pwopt.targets.plan import (
     Buffer,
     Plan,

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from pwopt.errors import CodegenError, UsageError
-from pwopt.targets.executable import Executable, Manifest, Port, SegmentSpec, load_executable
+from pwopt.targets.executable import Executable, load_executable
 from pwopt.targets.launches import Access, Address, Launch, LaunchList, Window
+from pwopt.targets.manifest import Manifest, Port, SegmentSpec
 
 N = 64
 BYTES = 4 * N
