@@ -291,6 +291,8 @@ def wgmma_candidates(geometry: Geometry, arch: Arch, gpu: Gpu) -> Iterator[Wgmma
             continue
         if cluster > 1 and (columns < _SHARED_COLUMNS or splits > 1):
             continue
+        if splits > 1 and columns > _SPLIT_COLUMNS:
+            continue
         tile = WgmmaTile(pixels, columns, 0, splits, gpu.multiprocessors, cluster)
         shape = _with_stages(geometry, tile, shared_bytes)
         if shape is not None:
@@ -299,6 +301,7 @@ def wgmma_candidates(geometry: Geometry, arch: Arch, gpu: Gpu) -> Iterator[Wgmma
 
 _COLUMNS = (16, 32, 48, 64, 96, 128, 192, 256)
 _SHARED_COLUMNS = 128  # fewer are copied fast enough by one
+_SPLIT_COLUMNS = 192  # more, and adding up parts takes more registers than there are
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _MOST_STAGES, _LEAST_STAGES = 6, 3
 # Cycles of a multiprocessor. Products: multiply-adds a cycle of 16-bit numbers, of NVIDIA's data

@@ -165,7 +165,7 @@ CASES = {
     ),
     "parts": Case((1, 7, 7, 320), 48, _square(3, pad=1), WgmmaTile(64, 48, splits=4)),
     "parts_residual": Case(
-        (1, 12, 12, 256), 136, _square(1), WgmmaTile(128, 64, 3, 2, blocks=3), residual=True
+        (1, 12, 12, 256), 136, _square(1), WgmmaTile(128, 192, 3, 2, blocks=3), residual=True
     ),
     "uneven_parts": Case((1, 4, 4, 448), 32, _square(1), WgmmaTile(64, 32, 3, 3, blocks=2)),
 }
