@@ -6,6 +6,7 @@ import contextlib
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,10 +50,27 @@ class LoadedLaunches:
             weakref.finalize(self, release, device, undo.pop_all())
         self._pool: list[Session] = []
 
-    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    def run(
+        self,
+        inputs: Sequence[np.ndarray | Kept],
+        outputs: Sequence[np.ndarray | None],
+        keep: Sequence[int] = (),
+    ) -> list[Kept]:
         """See :class:`pwopt.targets.cuda.segment.Loaded`."""
-        with self._session() as session:
-            session.run(inputs, outputs)
+        with self.device.active():
+            session = self._taken()
+            arrays = [a for a in inputs if isinstance(a, np.ndarray)]
+            wanted = [a for a in outputs if a is not None]
+            if len(arrays) == len(inputs) and len(wanted) == len(outputs):
+                session.run(arrays, wanted)
+            else:
+                places = [a.address if isinstance(a, Kept) else a for a in inputs]
+                session.run_between(places, outputs)
+            if not keep:
+                self._pool.append(session)
+                return []
+            lease = _Lease(session, self._pool)
+            return [Kept(session.output(i), lease) for i in keep]
 
     def run_on_device(
         self, inputs: Sequence[tuple[Port, Any]], outputs: Sequence[tuple[Port, Any]]
@@ -104,12 +122,35 @@ class LoadedLaunches:
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
         with self.device.active():
-            try:
-                session = self._pool.pop()
-            except IndexError:
-                session = Session(self)
+            session = self._taken()
             yield session  # one that failed is not used again
             self._pool.append(session)
+
+    def _taken(self) -> Session:
+        try:
+            return self._pool.pop()
+        except IndexError:
+            return Session(self)
+
+
+class _Lease:
+    """Keeps a session from other runs as long as somebody reads its outputs."""
+
+    def __init__(self, session: Session, pool: list[Session]) -> None:
+        weakref.finalize(self, pool.append, session)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An output that stays on the device.
+
+    Attributes:
+        address: of it.
+        lease: on its memory.
+    """
+
+    address: int
+    lease: _Lease
 
 
 class _Resident:

@@ -20,12 +20,19 @@ from pwopt.targets.manifest import Port, SegmentSpec
 class Loaded(Protocol):
     """A launch list on a device, with its constants; may be run from several threads at once."""
 
-    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    def run(
+        self, inputs: Sequence[Any], outputs: Sequence[np.ndarray | None], keep: Sequence[int] = ()
+    ) -> list[Any]:
         """Runs once.
 
         Args:
-            inputs: of the shapes and dtypes that the segment has, whatever their strides.
-            outputs: contiguous; are written.
+            inputs: of the shapes and dtypes that the segment has, whatever their strides; or what
+                another run has kept.
+            outputs: contiguous; are written. None for those that the host does not need.
+            keep: positions of outputs that other launch lists of the device read.
+
+        Returns:
+            One value for each of ``keep``, which an input can be.
         """
 
 
@@ -68,16 +75,34 @@ class Launched:
         self._outputs = [_array(p) for p in spec.outputs]
         self._lock = threading.Lock()
         self._loaded: Any = None
+        others = [s for s in executable.manifest.segments if s is not spec]
+        on_host = {p.key for s in others if not s.launches for p in s.inputs}
+        on_host.update(p.key for p in executable.manifest.outputs)
+        on_device = {p.key for s in others if s.launches for p in s.inputs}
+        self._on_host = [p.key in on_host for p in spec.outputs]
+        self._kept = [i for i, p in enumerate(spec.outputs) if p.key in on_device]
 
     def run(self, values: dict[str, Any]) -> None:
-        """Adds the outputs to the values, by their names inside the executable."""
-        outputs = [np.empty(a.shape, a.dtype) for a in self._outputs]
-        self.loaded.run([values[p.key] for p in self._spec.inputs], outputs)
-        values.update((p.key, a) for p, a in zip(self._spec.outputs, outputs, strict=True))
+        """Adds the outputs to the values, by their names inside the executable.
+
+        What other launch lists read stays on the device; what the host reads is copied to it.
+        """
+        self._run(values, self._on_host, self._kept)
+
+    def _run(self, values: dict[str, Any], on_host: Sequence[bool], keep: Sequence[int]) -> None:
+        outputs = [
+            np.empty(a.shape, a.dtype) if needed else None
+            for a, needed in zip(self._outputs, on_host, strict=True)
+        ]
+        inputs = [values.get(_kept(p.key), values.get(p.key)) for p in self._spec.inputs]
+        kept = self.loaded.run(inputs, outputs, keep)
+        ports = self._spec.outputs
+        values.update((p.key, a) for p, a in zip(ports, outputs, strict=True) if a is not None)
+        values.update((_kept(ports[i].key), each) for i, each in zip(keep, kept, strict=True))
 
     def timed(self, values: dict[str, Any], _: int) -> list[float]:
         """Runs; returns the microseconds of each kernel, one after the other."""
-        self.run(values)
+        self._run(values, [True] * len(self._outputs), ())
         us = self.loaded.kernel_us([values[p.key] for p in self._spec.inputs])
         return list(us)
 
@@ -131,6 +156,11 @@ class Launched:
         }
         constants = executable.constants
         return device.load(launches, kernels, constants, self._inputs, self._outputs)
+
+
+def _kept(key: str) -> str:
+    """Where the values of a run have what stays on the device."""
+    return f"{key} on the device"
 
 
 def _gpu(archs: Sequence[str]) -> Device:

@@ -77,6 +77,33 @@ class Session:
         for array, staged in zip(outputs, self._out.arrays, strict=True):
             np.copyto(array, staged)
 
+    def run_between(
+        self, inputs: Sequence[np.ndarray | int], outputs: Sequence[np.ndarray | None]
+    ) -> None:
+        """Runs once on arrays and addresses; None for outputs that only the device needs."""
+        driver, addresses, copied = self._driver, list(self._in.addresses), list[tuple[Any, Any]]()
+        for i, (given, staged) in enumerate(zip(inputs, self._in.arrays, strict=True)):
+            if isinstance(given, int):
+                addresses[i] = given
+            elif staged.nbytes:
+                np.copyto(staged, given)
+                place = staged.ctypes.data, staged.nbytes, self.stream
+                call(driver.cuMemcpyHtoDAsync, addresses[i], *place)
+        self._place(addresses, self._out.addresses)
+        call(driver.cuGraphLaunch, self._bare, self.stream)
+        for i, (wanted, staged) in enumerate(zip(outputs, self._out.arrays, strict=True)):
+            if wanted is not None and staged.nbytes:
+                place = self._out.addresses[i], staged.nbytes, self.stream
+                call(driver.cuMemcpyDtoHAsync, staged.ctypes.data, *place)
+                copied.append((wanted, staged))
+        call(driver.cuStreamSynchronize, self.stream)
+        for wanted, staged in copied:
+            np.copyto(wanted, staged)
+
+    def output(self, index: int) -> int:
+        """Address of an output after a run that did not write it elsewhere."""
+        return self._out.addresses[index]
+
     def run_on_device(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Runs once on memory of the device at these addresses."""
         driver, addresses = self._driver, list(inputs)

@@ -20,6 +20,7 @@ from tests.targets.cuda.driver import check
         "saved",
         "tensors",
         "threads",
+        "segments",
         "nothing_is_left",
         "profile",
         "another_gpu",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from pwopt.errors import CodegenError, UsageError
 from pwopt.targets.executable import Executable, load_executable
@@ -171,6 +174,50 @@ def check_threads(folder: Path) -> None:
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def in_three_segments(folder: Path) -> Executable:
+    """Y = (x + 3) * -(2x), of which ONNX Runtime negates."""
+    a, b, c = (Port(f"v_{name}", "float32", (4, N // 4), f"v_{name}") for name in "abc")
+    x, y = (Port(f"v_{name}", "float32", (4, N // 4), f"v_{name}") for name in "xy")
+    first, second = Address("output", 0, 0), Address("output", 1, 0)
+    before = launch("twice", [X], [first]), launch("add_constant", [X, THREE], [second])
+    after = launch("product", [X, Address("input", 1, 0)], [Y])
+    whole = executable(folder)
+    given, negated = (helper.make_tensor_value_info(p.key, 1, p.shape) for p in (a, c))
+    node = helper.make_node("Neg", ["v_a"], ["v_c"])
+    graph = helper.make_graph([node], "g", [given], [negated])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    model = made.SerializeToString()
+    manifest = dataclasses.replace(
+        whole.manifest,
+        segments=(
+            SegmentSpec((x,), (a, b), launches={"sm_90": LaunchList(before, 256)}),
+            SegmentSpec((a,), (c,), model=(0, len(model))),
+            SegmentSpec((b, c), (y,), launches={"sm_90": LaunchList((after,), 256)}),
+        ),
+    )
+    return Executable(manifest, None, whole.constants, model, cubins=whole.cubins)
+
+
+def check_segments(folder: Path) -> None:
+    """Only what the host reads crosses; what stays is not overwritten by other runs."""
+    made = in_three_segments(folder)
+
+    def check(seed: int) -> bool:
+        x = values(seed)
+        return np.array_equal(made.run({"x": x})["y"], (x + 3) * -(2 * x))
+
+    assert check(0)
+    before = [live("bytes to the device"), live("bytes to the host")]
+    assert check(1)
+    after = [live("bytes to the device"), live("bytes to the host")]
+    assert np.subtract(after, before).tolist() == [2 * BYTES, 2 * BYTES]  # x and c, a and y
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(check, range(200)))
+    streams = live("stream")
+    assert check(2)
+    assert live("stream") == streams  # sessions come back
 
 
 def check_nothing_is_left(folder: Path) -> None:

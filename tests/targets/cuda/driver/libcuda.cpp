@@ -170,7 +170,13 @@ API cuCtxSynchronize() {
   return CUDA_SUCCESS;
 }
 API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t size, CUstream) {
+  count("bytes to the device", size);
   return upload(to, from, size);
+}
+API cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t size, CUstream) {
+  if (outside() || !holds(from, size)) return INVALID;
+  count("bytes to the host", size);
+  return memcpy(to, (void*)from, size), CUDA_SUCCESS;
 }
 API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream) {
   if (outside() || !holds(to, size)) return INVALID;
@@ -243,6 +249,7 @@ static CUresult execute(Node& node) {
   bool down = c.dstMemoryType == CU_MEMORYTYPE_DEVICE;
   CUdeviceptr device = down ? c.dstDevice : c.srcDevice;
   if (c.Height != 1 || c.Depth != 1 || !holds(device, c.WidthInBytes)) return INVALID;
+  count(down ? "bytes to the device" : "bytes to the host", c.WidthInBytes);
   if (down) memcpy((void*)c.dstDevice, c.srcHost, c.WidthInBytes);
   else memcpy(c.dstHost, (void*)c.srcDevice, c.WidthInBytes);
   return CUDA_SUCCESS;

@@ -40,7 +40,7 @@ class EmulatedDevice:
         inputs: Sequence[np.ndarray],
         outputs: Sequence[np.ndarray],
     ) -> EmulatedLaunches:
-        return EmulatedLaunches(launches, kernels, constants, self._seed, self._timing)
+        return EmulatedLaunches(launches, kernels, constants, outputs, self._seed, self._timing)
 
 
 class EmulatedLaunches:
@@ -51,23 +51,29 @@ class EmulatedLaunches:
         launches: LaunchList,
         kernels: Mapping[str, bytes],
         constants: np.ndarray,
+        outputs: Sequence[np.ndarray],
         seed: int | None,
         timing: int,
     ) -> None:
-        self._launches, self._timing = launches, timing
+        self._launches, self._outputs, self._timing = launches, tuple(outputs), timing
         self._order = random.Random(seed) if seed is not None else None
         self._libraries = {name: build(text.decode()) for name, text in kernels.items()}
         self._constants = _aligned(constants)
 
-    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    def run(
+        self,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray | None],
+        keep: Sequence[int] = (),
+    ) -> list[np.ndarray]:
         memory: dict[tuple[str, int], np.ndarray] = {("constant", 0): self._constants}
         workspace = _aligned(np.full(max(self._launches.workspace_bytes, 1), 0xFF, np.uint8))
         workspace[: self._launches.cleared_bytes] = 0
         memory["workspace", 0] = workspace  # NaN, whatever reads it
         for i, array in enumerate(inputs):
             memory["input", i] = _aligned(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        for i, array in enumerate(outputs):
-            memory["output", i] = _aligned(np.full(array.nbytes, 0xFF, np.uint8))
+        for i, like in enumerate(self._outputs):
+            memory["output", i] = _aligned(np.full(like.nbytes, 0xFF, np.uint8))
 
         def at(address: Address) -> int:
             return int(memory[address.memory].ctypes.data) + address.offset
@@ -86,9 +92,14 @@ class EmulatedLaunches:
             library = self._libraries[launch.kernel]
             shape = (launch.grid, launch.threads, launch.shared_bytes)
             library.launch(launch.kernel, *shape, arguments, self._timing)
-        for i, array in enumerate(outputs):
-            raw = memory["output", i][: array.nbytes]
-            np.copyto(array, raw.view(array.dtype).reshape(array.shape))
+        made = [
+            memory["output", i][: like.nbytes].view(like.dtype).reshape(like.shape)
+            for i, like in enumerate(self._outputs)
+        ]
+        for wanted, result in zip(outputs, made, strict=True):
+            if wanted is not None:
+                np.copyto(wanted, result)
+        return [made[i] for i in keep]
 
     def _indices(self) -> list[int]:
         """The launches in an order that their dependencies allow."""
