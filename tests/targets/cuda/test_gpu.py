@@ -17,6 +17,7 @@ from pwopt import CodegenError, ort
 from pwopt.models.registry import entry
 from pwopt.precision import COMPUTE
 from pwopt.targets.cuda import device
+from tests.targets.lowering_helpers import model, node
 
 DATA = Path(__file__).parents[3] / "models" / "data"
 NETWORKS = sorted(path.name for path in DATA.glob("fashion-*.onnx"))
@@ -67,6 +68,19 @@ def test_pointwise_convolutions_of_odd_sizes(channels: int, size: int, precision
         for batch in (1, 3):
             options = {"channels": channels, "out_channels": out, "size": size, "batch": batch}
             check(entry("pointwise").build(**options), precision)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sm_90", "conv"), ("sm_90a", "wgmma")])
+def test_tf32_operands_are_rounded_not_truncated(gpu: Any, name: str, kind: str) -> None:
+    if gpu.capability != (9, 0):
+        pytest.skip(f"{gpu.name} runs no code for {name}")
+    channels, between = 512, np.float32(1 + 1.5 * 2**-11)  # nearer to 1 + 2**-10 than to 1
+    x = np.full((32, channels, 28, 28), between)
+    w = np.full((channels, channels, 1, 1), between)
+    source = model([node("Conv", "x w", "y")], {"x": x}, "y", {"w": w})
+    made = pwopt.compile(source, "cuda", precision="tf32", arch=name)
+    assert kind in {each["kernel"] for each in made.report["kernels"]}
+    np.testing.assert_allclose(made.run({"x": x})["y"], channels * (1 + 2**-10) ** 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
