@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import datetime
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ POINTWISE = ((256, 64, 56), (64, 256, 56), (512, 128, 28), (1024, 256, 14), (512
 PEERS = ("torch-compile", "onnxruntime-cuda")
 PRECISION = "fp16"
 SECONDS = 540.0  # for everything; what does not fit is left out, and the result says so
+_CASE_SECONDS = 240.0  # of one network; torch.compile takes most of them
 _ROUNDS, _CALLS = 20, 20
 _MATMUL = "torch.matmul"
 
@@ -135,23 +138,45 @@ def measure(
 ) -> Iterator[CudaRow]:
     """Measures what :func:`build` built, each beside its peers in turns.
 
+    That is done in another process, and in a new one after a failure: a kernel that goes wrong
+    takes away the GPU from its process.
+
     Raises:
         CodegenError: there is no GPU here.
     """
     from pwopt.targets.cuda.device import current
 
     gpu = current().name
-    start = time.perf_counter()
-    for case in chosen:
-        if time.perf_counter() - start > seconds:
-            yield CudaRow(case.name, failure=f"left out: {seconds:.0f} s are over")
-            continue
-        progress(f"measuring {case.name}")
-        try:
-            yield _measured(folder, case, gpu)
-        except Exception as error:  # the others must still be measured
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            yield CudaRow(case.name, failure=text)
+    end = time.perf_counter() + seconds
+    pool = _process()
+    try:
+        for case in chosen:
+            left = end - time.perf_counter()
+            if left < 0:
+                yield CudaRow(case.name, failure=f"left out: {seconds:.0f} s are over")
+                continue
+            progress(f"measuring {case.name}")
+            try:
+                yield pool.submit(_measured, folder, case, gpu).result(min(left, _CASE_SECONDS))
+            except Exception as error:  # the others must still be measured
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                yield CudaRow(case.name, failure=text)
+                _end(pool)
+                pool = _process()
+    finally:
+        _end(pool)
+
+
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Ends the process, also one that hangs."""
+    processes = list((pool._processes or {}).values())
+    for process in processes:
+        process.kill()
+    pool.shutdown(cancel_futures=True)
 
 
 def facts() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tests.targets.cuda.driver import check
         "tensors",
         "threads",
         "segments",
+        "benchmark",
         "nothing_is_left",
         "profile",
         "another_gpu",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
+from pwopt.bench import cuda
 from pwopt.errors import CodegenError, UsageError
 from pwopt.targets.executable import Executable, load_executable
 from pwopt.targets.launches import Access, Address, Launch, LaunchList, Window
@@ -218,6 +220,41 @@ def check_segments(folder: Path) -> None:
     streams = live("stream")
     assert check(2)
     assert live("stream") == streams  # sessions come back
+
+
+def check_benchmark(folder: Path) -> None:
+    """A kernel that breaks the context costs its own row alone."""
+    os.environ["EMULATED_FAULT"] = "1024"
+    numbers = {name: np.float32(value) for name, value in (("two", 2), ("four", 4), ("five", 5))}
+    nodes = [
+        helper.make_node(op, inputs.split(), [result])
+        for op, inputs, result in (
+            ("Mul", "x two", "t"),
+            ("Add", "t four", "a"),
+            ("Add", "t five", "b"),
+            ("Mul", "a b", "y"),
+        )
+    ]
+    x, y = (helper.make_tensor_value_info(name, 1, (4, N // 4)) for name in "xy")
+    constants = [numpy_helper.from_array(np.asarray(v), n) for n, v in numbers.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    for name, shared in (("bad", 100 * 1024), ("good", 0)):
+        whole = executable(folder)
+        launches = tuple(each._replace(shared_bytes=shared) for each in DIAMOND)
+        segment = dataclasses.replace(
+            whole.manifest.segments[0], launches={"sm_90": LaunchList(launches, 4 * 256)}
+        )
+        manifest = dataclasses.replace(whole.manifest, segments=(segment,))
+        made = Executable(manifest, None, whole.constants, b"", cubins=whole.cubins)
+        made.save(folder / f"{name}.so")
+        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    cases = [cuda.Case(name, name, "none", {}) for name in ("bad", "good")]
+    bad, good = cuda.measure(folder, cases, 1e3)
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in bad.failure
+    assert not good.failure
+    assert good.error < 1e-6
+    assert good.ms["pwopt"] > 0
 
 
 def check_nothing_is_left(folder: Path) -> None:
