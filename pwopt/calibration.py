@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pwopt.errors import UsageError
+from pwopt.errors import UsageError, nearest
 from pwopt.ir.types import NUMPY_DTYPES, TensorType
 
 INPUT_NAMES = ("images", "inputs", "x", "data")  # in a .npz, besides the model's own
@@ -64,12 +64,12 @@ class Preprocessing:
                 if kind is tuple:
                     values[key] = tuple(float(part) for part in value.split(":"))
                 else:
-                    values[key] = _FLAGS[value.lower()] if kind is bool else kind(value)
-            except (KeyError, ValueError) as error:
-                known = ", ".join(kinds)
+                    values[key] = _flag(value) if kind is bool else kind(value)
+            except KeyError as error:
+                raise UsageError(_unknown(item, key, value, kinds)) from error
+            except ValueError as error:
                 raise UsageError(
-                    f"preprocessing {item!r}: write {' or '.join(PREPROCESSINGS)}, or key=value "
-                    f"with the keys {known}; colons between channels"
+                    f"preprocessing {item!r}: {value!r} is not a {_KINDS[kinds[key]]}"
                 ) from error
         made = cls(**values)
         if made.scale == 0 or 0 in made.std:
@@ -98,6 +98,13 @@ class Preprocessing:
         return made
 
 
+_ARRAYS = (".npz", ".npy")
+_KINDS = {
+    int: "whole number",
+    float: "number",
+    bool: "flag, true or false",
+    tuple: "number, or one a channel as in 0.5:0.5:0.5",
+}
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 PREPROCESSINGS = {
@@ -159,6 +166,20 @@ class Calibration:
         return replace(self, inputs={n: a[rows] for n, a in self.inputs.items()}, labels=labels)
 
 
+def _flag(text: str) -> bool:
+    if text.lower() not in _FLAGS:
+        raise ValueError(text)
+    return _FLAGS[text.lower()]
+
+
+def _unknown(item: str, key: str, value: str, keys: Iterable[str]) -> str:
+    known = keys if value else [*PREPROCESSINGS, *keys]
+    return (
+        f"preprocessing {item!r}{nearest(key, known)}: write {' or '.join(PREPROCESSINGS)}, or "
+        f"key=value with the keys {', '.join(keys)}; colons between channels"
+    )
+
+
 def load(
     source: str | Path, types: Mapping[str, TensorType], preprocessing: Preprocessing | None = None
 ) -> Calibration:
@@ -177,7 +198,10 @@ def load(
     try:
         if path.is_dir():
             return _folder(path, types, preprocessing)
-        if path.suffix not in (".npz", ".npy"):
+        if not path.exists():
+            beside = (p.name for p in path.parent.glob("*") if p.is_dir() or p.suffix in _ARRAYS)
+            raise UsageError(f"{path}: no such file or folder{nearest(path.name, beside)}")
+        if path.suffix not in _ARRAYS:
             raise UsageError(f"{path}: calibration data are a .npz, a .npy or a folder of images")
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)

@@ -34,13 +34,11 @@ class Batch:
     @property
     def text(self) -> str:
         """A sentence for the report."""
-        names = ", ".join(f"{name} {t}" for name, t in self.inputs.items())
-        kept = (
-            f"model.onnx has {self.size} only: {self.reason}"
-            if self.reason
-            else "model.onnx takes any"
+        kept = f"has {self.size} only: {self.reason}" if self.reason else "takes any"
+        return (
+            f"open in {', '.join(self.inputs)}: {self.size} here, and in the executable; "
+            f"model.onnx {kept}"
         )
-        return f"open in {names}: {self.size} here, and in the executable; {kept}"
 
 
 def reopen(

@@ -128,10 +128,11 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read_are_said_in_one_line(tmp_path: Path) -> None:
-    fails(r"nothing\.npz: cannot be read: No such file", tmp_path / "nothing.npz", GREY)
+    fails(r"nothing\.npz: no such file", tmp_path / "nothing.npz", GREY)
     for name, content in [("a.npy", b""), ("b.npy", b"no array"), ("c.npz", b"PK\x03\x04 cut")]:
         (tmp_path / name).write_bytes(content)
         fails(re.escape(name) + ": cannot be read", tmp_path / name, GREY)
+    (tmp_path / "d.csv").write_text("1,2")
     fails(r"are a \.npz, a \.npy or a folder of images", tmp_path / "d.csv", GREY)
     whole = npz(tmp_path, x=floats(64, 1, 4, 5)).read_bytes()
     (tmp_path / "e.npz").write_bytes(whole[: len(whole) // 2])
@@ -223,11 +224,35 @@ def test_preprocessing_from_text() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["imagnet", "scale", "scale=a", "mean=1;2", "resize=2.5", "size=3", "bgr=maybe", "std="],
+    ["picture", "imagnet", "imagenet=1", "size=3", "scal=255", "=3"],
 )
 def test_preprocessing_that_is_none_lists_the_keys(text: str) -> None:
     with pytest.raises(UsageError, match=r"imagenet or unit, or key=value with the keys resize,"):
         Preprocessing.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("imagnet", "'imagnet', did you mean 'imagenet'"),
+        ("crop=8,scal=255", "'scal=255', did you mean 'scale'"),
+        ("scale", "'' is not a number"),
+        ("scale=a", "'a' is not a number"),
+        ("mean=1;2", "one a channel as in 0.5:0.5:0.5"),
+        ("std=", "one a channel as in 0.5:0.5:0.5"),
+        ("resize=2.5", "'2.5' is not a whole number"),
+        ("bgr=maybe", "'maybe' is not a flag, true or false"),
+    ],
+)
+def test_preprocessing_with_a_mistake_says_which(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        Preprocessing.parse(text)
+
+
+def test_calibration_data_that_are_not_there_name_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UsageError, match="no such file or folder, did you mean 'images'"):
+        calibration.load(tmp_path / "image", {})
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,12 +68,24 @@ def test_not_onnx(fails: Check, tmp_path: Path, content: bytes) -> None:
     assert "bad.onnx" in fails("optimize", path, "-o", tmp_path / "out", code=1)
 
 
+def archive(name: str) -> bytes:
+    with io.BytesIO() as made:
+        with zipfile.ZipFile(made, "w") as writing:
+            writing.writestr(name, b"content")
+        return made.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
         (b"version https://git-lfs.github.com/spec/v1\nsize 1\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><title>Not found</title>", "it is a web page"),
-        (b"PK\x03\x04" + bytes(60), "torch.onnx.export"),
+        (archive("model/data.pkl"), "torch.onnx.export"),
+        (archive("config.json"), "it is a Keras file"),
+        (archive("model.onnx"), "it is a ZIP archive; unpack it"),
+        (b"PK\x03\x04" + bytes(60), "and damaged"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(60), "model.export"),
+        (b"\x1f\x8b\x08" + bytes(60), "it is compressed; unpack it"),
     ],
 )
 def test_what_often_lies_where_a_model_should_be(

@@ -112,7 +112,7 @@ def test_wrong_usage_is_one_line(model: str, data: str, tmp_path: Path, capsys: 
     np.savez(few, x=np.zeros((2, 3, 8, 8), np.float32))
     lossy = ("--bottleneck", "0.05")
     cases: list[tuple[tuple[str, ...], str]] = [
-        ((*lossy, "--calibration", str(tmp_path / "no.npz")), "no.npz: cannot be read"),
+        ((*lossy, "--calibration", str(tmp_path / "no.npz")), "no.npz: no such file"),
         ((*lossy, "--calibration", model), "are a .npz, a .npy or a folder of images"),
         ((*lossy, "--calibration", str(bytes_file)), "state their preprocessing"),
         ((*lossy, "--calibration", str(few)), "2 examples for 3 parts"),

@@ -179,7 +179,7 @@ def test_wrong_usage_of_the_command_is_one_line(tmp_path: Path, capsys: Capture)
     cases = [
         (["--data", str(few)], "name them with --layer"),
         (["--data", str(few), "--layer", "conv_2"], "give labels with the data, or --teacher"),
-        (["--data", str(tmp_path / "no.npz"), "--mode", "finetune"], "no.npz: cannot be read"),
+        (["--data", str(tmp_path / "no.npz"), "--mode", "finetune"], "no.npz: no such file"),
         (["--data", str(few), "--epochs", "0"], "epochs 0: at least 1"),
         (["--data", str(few), "--mode", "finetune", "-o", str(tmp_path)], "name a file"),
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -84,7 +86,24 @@ def _guess(data: bytes) -> str:
         return ": it is a pointer of Git LFS; get the model with `git lfs pull`"
     if data.lstrip()[:1] == b"<":
         return ": it is a web page"
-    return ": it is a PyTorch file; export it with torch.onnx.export" if data[:2] == b"PK" else ""
+    if data[:2] == b"PK":
+        return _guess_archive(data)
+    if data.startswith(b"\x89HDF"):
+        return ": it is a Keras or HDF5 file; export it with model.export(..., format='onnx')"
+    return ": it is compressed; unpack it" if data.startswith((b"\x1f\x8b", b"BZh")) else ""
+
+
+def _guess_archive(data: bytes) -> str:
+    """What a ZIP archive is; files of several frameworks are some."""
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return ": it is a ZIP archive, and damaged"
+    if any(name.endswith("data.pkl") for name in names):
+        return ": it is a PyTorch file; export it with torch.onnx.export"
+    if "config.json" in names:
+        return ": it is a Keras file; export it with model.export(..., format='onnx')"
+    return ": it is a ZIP archive; unpack it"
 
 
 def opsets(model: ModelProto, name: str) -> dict[str, int]:
