@@ -221,6 +221,24 @@ def test_reshapes_that_name_the_batch_name_it_as_one() -> None:
     assert checks.disagreement(checked(graph), frontend.without_batch(graph)) == ""
 
 
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_resizes_to_a_multiple_take_any_batch(opset: int) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Shape", ["r"], ["s"]),
+        helper.make_node("Gather", ["s", "first"], ["b"]),
+        helper.make_node("Concat", ["b", "rest"], ["sizes"], axis=0),
+        helper.make_node("Resize", ["r", "none", "none", "sizes"], ["y"], mode="linear"),
+    ]
+    constants = [numbers("first", 0), numbers("rest", 3, 8, 12), weight("none", 0)]
+    dims: dict[str, tuple[Dim, ...]] = {"x": ("N", 3, 4, 4)}
+    original = model(nodes, dims, {"y": ("N", 3, 8, 12)}, constants, opset)
+    result = pwopt.optimize(original)
+    assert result.report.batch is not None
+    assert not result.report.batch.reason
+    assert same_at_batch(original, result.graph, 3)
+
+
 def checked(graph: Graph) -> checks.Reference:
     answers = checks.reference(graph, None)
     assert isinstance(answers, checks.Reference)

@@ -130,13 +130,41 @@ def retyped(graph: Graph, inputs: Mapping[str, Type]) -> Graph:
 
 
 def without_batch(graph: Graph) -> Graph:
-    """A copy in which reshapes name the first dimension by ONNX's 0 or -1, not as a number."""
+    """A copy whose reshapes and resizes do not name the batch as a number.
+
+    A target shape begins with ONNX's 0 or -1 instead; sizes that are whole multiples of the map's
+    become scales, from which they follow exactly.
+    """
     graph = graph.copy()
-    if graph.opset >= 5:
-        for node in graph.nodes():
-            if node.is_op("Reshape") and not node.get("allowzero", 0):
-                _free(graph, node)
+    for node in graph.nodes():
+        if node.is_op("Reshape") and graph.opset >= 5 and not node.get("allowzero", 0):
+            _free(graph, node)
+        elif node.is_op("Resize") and node.arity == 4 and not node.get("axes"):
+            _scale(graph, node)
     return graph
+
+
+def _scale(graph: Graph, node: Node) -> None:
+    x, roi, _, target = graph.operands(node)
+    sizes = graph.constant_value(target)
+    shape = None if x is None else x.shape
+    if sizes is None or shape is None or 0 in shape or node.get("keep_aspect_ratio_policy"):
+        return
+    if any(size % have for size, have in zip(sizes, shape, strict=True)):
+        return
+    scales = graph.constant((sizes // np.array(shape)).astype(np.float32))
+    new = graph.add(
+        "Resize",
+        [x, roi, scales],
+        node.attributes,
+        types=node.types,
+        names=node.names,
+        name=node.name,
+        origin=node.origin,
+    )
+    graph.replace_uses(node.out, new.out)
+    graph.erase(node)
+    graph.erase_dead([] if target is None else [target.node])
 
 
 def _free(graph: Graph, node: Node) -> None:
