@@ -104,15 +104,16 @@ def recipes() -> dict[str, tuple[Step, ...]]:
     """The steps of each trained network, by its name in :mod:`pwopt.models`."""
     insert = _optimization(f"--bottleneck {BUDGET}", bottleneck=BUDGET)
     tune = _recovery(mode="finetune", epochs=2)
+    head = "replace-fc-head{width=112},default"  # as wide as the hidden layer was
     return {
         "fashion_vgg": (insert, tune),
         "fashion_cnn": (insert, tune),
         "fashion_squeezenet": (insert, tune),
         "fashion_mobilenet": (insert,),
         "fashion_lenet": (
-            _optimization("--replace-fc-head", replace_fc_head=True),
-            _recovery(epochs=15, batch=256, rate=0.02, patience=40),
-            _recovery(mode="finetune", epochs=8),
+            _optimization(f"--passes {head}", passes=head),
+            _recovery(epochs=30, batch=256, rate=0.04),
+            _recovery(mode="finetune", epochs=8, rate=0.002),
         ),
     }
 

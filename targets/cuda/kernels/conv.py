@@ -11,7 +11,6 @@ With a split reduction, several blocks share one tile: see :mod:`~.splits`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -102,6 +101,9 @@ class _Conv:
         tile, geometry = self.tile, self.geometry
         self.block, self.x, self.weights = block, x, weights
         self.ring = block.shared(geometry.x.dtype)
+        # Side by side run blocks that read the same pixels.
+        self.row_of_blocks = let(block.x // self.block_columns, "row_of_blocks")
+        self.column_of_blocks = let(block.x % self.block_columns, "column_of_blocks")
         self.part = block.z // tile.split if tile.split > 1 else block.z
         self.first = block.z % tile.split * self.per_split if tile.split > 1 else 0
         self.count: Expr = self.per_split
@@ -116,9 +118,9 @@ class _Conv:
             self._finish(others)
         else:
             *operands, partials, counters = others
-            rows = math.ceil(geometry.pixels / tile.bm)
-            index = (self.part * rows + block.y) * self.block_columns + block.x
-            index, splits = let(index, "tile_index"), self._splits(partials, counters)
+            tiles = grid(geometry, tile)[0]
+            index = let(self.part * tiles + block.x, "tile_index")
+            splits = self._splits(partials, counters)
             with when(splits.is_last(self.sums, index, block.z % tile.split)):
                 splits.add_up(self.sums, index)
                 self._finish(operands)
@@ -138,7 +140,7 @@ class _Conv:
         _, height, width, _ = geometry.y.shape
         image, line, pixel, _ = geometry.x.strides
         with unrolled(passes) as i:
-            m = let(self.block.y * tile.bm + self.row + i * self.rows_per_pass, "m")
+            m = let(self.row_of_blocks * tile.bm + self.row + i * self.rows_per_pass, "m")
             top = let(m // width % height * down - above, "top")
             start = let(m % width * right - left - geometry.lead, "start")
             offset = m // (width * height) * image + top * line + start * pixel
@@ -177,7 +179,9 @@ class _Conv:
                     inside = all_of(inside, _below(left, geometry.x.shape[2]))
             target = to + i * (self.rows_per_pass * self.depth)
             self._copy_chunk(target, self.starts[i] + shift, inside, inner, left)
-        at = ((self.part * self.block_columns + self.block.x) * self.steps + step) * tile.bn
+        at = (
+            (self.part * self.block_columns + self.column_of_blocks) * self.steps + step
+        ) * tile.bn
         source = let((at + self.row) * self.depth + self.column * geometry.chunk, "source")
         with unrolled(-(-tile.bn // self.rows_per_pass)) as i, when(self._fits(i, tile.bn)):
             moved = i * (self.rows_per_pass * self.depth)
@@ -336,7 +340,7 @@ class _Conv:
             staged,
             tile.staged_row,
             (tile.bm, tile.bn),
-            (self.block.y * tile.bm, self.block.x * tile.bn),
+            (self.row_of_blocks * tile.bm, self.column_of_blocks * tile.bn),
             self.part,
             self.block.thread,
             operands,

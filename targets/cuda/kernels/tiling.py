@@ -16,7 +16,6 @@ from pwopt.targets.cuda.kernels.geometry import Geometry
 
 _STAGES = 4
 _SPLITS = (2, 3, 4, 6, 8, 12, 16)
-_MOST_ROWS = 65535  # of blocks in a grid
 _STAGED_PADDING = 8  # floats behind a staged row: eight rows of a store hit different banks
 
 _LAUNCH = 1500  # cycles until the first tile is in shared memory
@@ -104,12 +103,12 @@ FLOAT_SHAPES = (
 
 
 def grid(geometry: Geometry, tile: Tile) -> tuple[int, int, int]:
-    """Blocks: output channels, pixels, parts times splits."""
-    return (
-        math.ceil(geometry.out_channels / tile.bn),
-        math.ceil(geometry.pixels / tile.bm),
-        geometry.parts * tile.split,
-    )
+    """Blocks: tiles, row by row, and parts times splits.
+
+    Rows of tiles are no axis of the grid, which has at most 65,535 of them there.
+    """
+    columns = math.ceil(geometry.out_channels / tile.bn)
+    return columns * math.ceil(geometry.pixels / tile.bm), 1, geometry.parts * tile.split
 
 
 def steps(geometry: Geometry, tile: Tile) -> int:
@@ -133,8 +132,6 @@ def candidates(geometry: Geometry, arch: Arch, *, tensor_cores: bool = True) -> 
     """Tiles that fit the architecture and are not far too large for the work."""
     for shape in SHAPES if tensor_cores else FLOAT_SHAPES:
         bm, bn, _, _ = shape
-        if geometry.pixels > bm * _MOST_ROWS:
-            continue
         if bm >= 2 * max(geometry.pixels, 32) or bn >= 2 * max(geometry.out_channels, 32):
             continue
         for row_bytes in (128, 64):

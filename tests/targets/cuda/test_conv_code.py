@@ -96,6 +96,18 @@ def test_few_pixels_still_fill_the_gpu(layer: str) -> None:
     assert blocks >= 0.7 * usual_gpu(arch).multiprocessors
 
 
+def test_a_large_batch_of_large_maps_has_a_grid() -> None:
+    """32 maps of 512 x 512 and few channels: more tiles than an axis but the first may have."""
+    geometry = Layer(512, (8, 8), batch=32).geometry("float16")
+    for name, arch in ARCHS.items():
+        for tile in candidates(geometry, arch):
+            x, y, z = grid(geometry, tile)
+            assert x > 65535 or tile.bm > 128, name
+            assert x < 2**31, name
+            assert max(y, z) <= 65535, name
+        choose_tile(geometry, arch)
+
+
 def test_large_batches_get_large_tiles() -> None:
     geometry = LAYERS["resnet_b32_3x3_256_14"].geometry("float16")
     tile = choose_tile(geometry, ARCHS["sm_80"])
