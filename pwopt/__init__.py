@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pwopt.comparison import Comparison, compare
-    from pwopt.driver import Optimized, compile, optimize
+    from pwopt.compilation import compile
+    from pwopt.driver import Optimized, optimize
     from pwopt.errors import (
         CodegenError,
         FrontendError,
@@ -86,7 +87,7 @@ _MODULES = {
     "Optimized": "driver",
     "Report": "report",
     "compare": "comparison",
-    "compile": "driver",
+    "compile": "compilation",
     "load": "frontend",
     "load_executable": "targets.executable",
     "measure_passes": "pass_timing",

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pwopt import driver, hardware
-from pwopt.driver import CodeOptions, Optimized
+from pwopt import compilation, driver, hardware, sources
+from pwopt.compilation import CodeOptions
+from pwopt.driver import Optimized
 from pwopt.errors import CodegenError, FrontendError, UsageError
 from pwopt.growth import MAX_GROWTH
 from pwopt.hardware import Hardware
@@ -28,7 +29,7 @@ COMPILERS = ("g++", "c++", "clang++")
 
 @dataclass(frozen=True)
 class Request:
-    """What to build; see :func:`pwopt.driver.optimize` and :func:`pwopt.driver.compile`.
+    """What to build; see :func:`pwopt.driver.optimize` and :func:`pwopt.compilation.compile`.
 
     Attributes:
         model: path of the original.
@@ -75,8 +76,8 @@ class Request:
 
 def build(
     request: Request,
-    progress: driver.Progress,
-    log: driver.Progress,
+    progress: sources.Progress,
+    log: sources.Progress,
     before_commit: Callable[[], None] = lambda: None,
 ) -> Report:
     """Writes ``model.onnx``, ``model.so``, ``report.json`` and ``report.html``, or nothing.
@@ -140,12 +141,12 @@ def build(
                     arch=request.code.arch,
                 )
             progress("compiling")
-            executable, made = driver.compile_optimized(made, request.code)
+            executable, made = compilation.compile_optimized(made, request.code)
             executable.save(stage / "model.so")
             formats = request.code.formats(request.target)
-            if request.profile and not driver.why_not_here(executable, formats.on(machine)):
+            if request.profile and not compilation.why_not_here(executable, formats.on(machine)):
                 progress("profiling")
-                made = driver.profiled(made, executable, request.model)
+                made = compilation.profiled(made, executable, request.model)
             if request.measure_passes:
                 made = _passes_measured(made, executable, request, progress)
         made = replace(made, report=replace(made.report, command=request.command))
@@ -156,7 +157,7 @@ def build(
 
 
 def _passes_measured(
-    made: Optimized, executable: Executable, request: Request, progress: driver.Progress
+    made: Optimized, executable: Executable, request: Request, progress: sources.Progress
 ) -> Optimized:
     """What each pass brought, in code made like the executable's."""
     chosen = made.report.compilation
@@ -166,7 +167,7 @@ def _passes_measured(
 
 def _check(request: Request, machine: Hardware) -> None:
     """Everything that can be known to fail before the work starts."""
-    driver.check_target(request.target)
+    hardware.check_target(request.target)
     if request.tune_seconds is not None and (request.mcpu or not request.compile):
         raise UsageError("--tune measures what is compiled, on this machine: without --mcpu")
     if request.measure_passes and (request.mcpu or not request.compile):

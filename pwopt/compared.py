@@ -107,7 +107,7 @@ def static_types(
     Raises:
         UsageError: a shape that is known nowhere.
     """
-    from pwopt import driver, frontend
+    from pwopt import frontend, sources
 
     programs = [side.program for side in (first, second) if side.program is not None]
     types = {i.name: TensorType(i.dtype, tuple(i.shape)) for p in programs for i in p.inputs}
@@ -119,11 +119,11 @@ def static_types(
         if not input_shapes:
             types = {n: other.get(n, t) if t.static_shape is None else t for n, t in types.items()}
         if any(t.static_shape is None for t in types.values()):
-            types = input_types(driver.read(first.source, input_shapes)[0])
+            types = input_types(sources.read(first.source, input_shapes)[0])
     for name, t in types.items():
         if t.static_shape is None:
             raise UsageError(
                 f"input {name!r} is {t}: give its sizes, e.g. --input-shape "
-                f"{name}:{driver.example_shape(t)}"
+                f"{name}:{sources.example_shape(t)}"
             )
     return types

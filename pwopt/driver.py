@@ -1,77 +1,27 @@
-"""The main job: read a model, run the passes, check the result, compile it."""
+"""The main job: read a model, run the passes, check the result."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
-import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from pwopt import checks, env, growth, hardware, limits
+from pwopt import __version__, checks, env, growth, limits
 from pwopt.bisection import Guard, guilty_pass
 from pwopt.checks import Reference, Verification
-from pwopt.errors import CodegenError, NumericsError, UsageError, nearest
-from pwopt.growth import MAX_GROWTH, MAX_SIZE_GROWTH, Budget
-from pwopt.hardware import Hardware
+from pwopt.errors import NumericsError, UsageError
+from pwopt.growth import MAX_GROWTH, Budget
+from pwopt.hardware import Hardware, check_target, host
 from pwopt.ir.collection import no_garbage_collection
 from pwopt.ir.graph import Graph
-from pwopt.ir.types import TensorType
 from pwopt.lossy import Examples, approximate
 from pwopt.pipeline import AfterPass, Context, Pass, PassReport, Pipeline, run_pass
 from pwopt.precision import Precision
 from pwopt.reopening import reopen
-from pwopt.report import Compilation, FileSize, Report, Source, summarize
-from pwopt.running import input_types
-
-if TYPE_CHECKING:
-    from pwopt.targets.executable import Executable
-
-TARGETS = ("cpu", "cuda")
-WINOGRAD = ("off", "f2", "auto")
-PROFILE_SECONDS = 0.4  # of each of three measurements
-
-Model = Any  # a Graph, or what the frontend reads: a path, bytes, an onnx.ModelProto and others
-Shapes = Mapping[str, Sequence[int]]
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CodeOptions:
-    """How an executable is made; see :func:`compile`."""
-
-    threads: int = 1
-    winograd: str = "auto"
-    precision: str | None = None
-    fc_weights: str = "fp32"
-    database: Path | None = None
-    max_size_growth: float = MAX_SIZE_GROWTH
-    arch: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for a value that is none."""
-        if self.threads < 1:
-            raise UsageError(f"{self.threads} threads: at least one is needed")
-        if not self.max_size_growth >= 1:
-            raise UsageError(f"--max-size-growth {self.max_size_growth:g}: 1 is the model's size")
-        if self.winograd not in WINOGRAD:
-            hint = nearest(self.winograd, WINOGRAD)
-            raise UsageError(f"winograd {self.winograd!r}{hint}; {list(WINOGRAD)}")
-        if self.precision is not None:
-            Precision(self.precision, self.fc_weights)
-
-    def formats(self, target: str) -> Precision:
-        """The number formats.
-
-        Raises:
-            UsageError: the target has not one of them.
-        """
-        return Precision.of(target, self.precision, self.fc_weights)
+from pwopt.report import FileSize, Report, summarize
+from pwopt.sources import Model, Progress, Shapes, as_it_came, converted, read
 
 
 @dataclass(frozen=True)
@@ -172,10 +122,10 @@ def optimize(
     step = progress or (lambda _: None)
     sequence = _passes(passes)
     step("reading")
-    model = _converted(model)
+    model = converted(model)
     original, source = read(model, input_shapes)
     limits.check_sizes(original)
-    machine = hardware or _host()
+    machine = hardware or host()
     room = growth.budget(original, max_growth)
     lossy = [*_asked_for(replace_fc_head, bottleneck), *(each for each in sequence if each.lossy)]
     sequence = [each for each in sequence if not each.lossy]
@@ -190,7 +140,7 @@ def optimize(
             target,
             examples=calibration,
             preprocessing=preprocessing,
-            measured=machine == _host() and target == "cpu",
+            measured=machine == host() and target == "cpu",
             room=room,
             after_pass=after_pass,
             progress=step,
@@ -220,7 +170,7 @@ def optimize(
     verification = _verified(answers, kept, graph, sequence, context)
     foreseen = machine if target == "cpu" else None
     report = Report(
-        version=_version(),
+        version=__version__,
         source=source,
         target=target,
         hardware=machine,
@@ -239,325 +189,6 @@ def optimize(
     return Optimized(graph, report, reference, reproducers, original, formats, tuple(stages))
 
 
-def compile(
-    model: Model,
-    target: str = "cpu",
-    threads: int = 1,
-    *,
-    hardware: Hardware | None = None,
-    input_shapes: Shapes | None = None,
-    metadata: Mapping[str, str] | None = None,
-    winograd: str = "auto",
-    precision: str | None = None,
-    fc_weights: str = "fp32",
-    database: Path | None = None,
-    max_size_growth: float = MAX_SIZE_GROWTH,
-    arch: str | None = None,
-) -> Executable:
-    """Compiles a model, usually an optimized graph, to machine code.
-
-    Args:
-        model: usually a :class:`Graph`, else whatever :func:`optimize` takes; it is not changed.
-        target: "cpu" or "cuda".
-        threads: that one call of the executable uses.
-        hardware: what to generate code for; this machine if left out.
-        input_shapes: sizes for open dimensions, by input name; 1 for a batch that is left out.
-        metadata: carried inside the executable.
-        winograd: how stride-1 convolutions may be computed: "off" is directly, "f2" also by
-            Winograd's algorithm in tiles of 2x2 outputs, "auto" in those or 4x4.
-        precision: of convolutions and products: "fp32" (the default) or "bf16" on "cpu"; "tf32"
-            (the default), "fp16", "bf16" or "fp32" on "cuda".
-        fc_weights: "fp32", "bf16" or "int8": see :class:`pwopt.precision.Precision`.
-        database: of tuned schedules: see :func:`pwopt.tune`; ``PWOPT_DATABASE`` or one in the
-            user's cache folder if left out.
-        max_size_growth: of packed weights over the model's: Winograd's are 1.8 and 4 times as
-            large, and convolutions get them in the order of what that saves for a byte. 16 MiB are
-            always allowed.
-        arch: of GPUs, for "cuda": e.g. "sm_80", or several as in "sm_80,sm_90a"; that of the GPU
-            here if left out, or "sm_80".
-
-    Raises:
-        UsageError: an unknown target or option, or a number of threads that is not positive.
-        CodegenError: the graph cannot be compiled.
-        TuningError: the database cannot be read.
-    """
-    options = CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth, arch)
-    check_target(target)
-    formats = options.formats(target)
-    if arch is not None and target != "cuda":
-        raise UsageError(f"--arch {arch}: only --target cuda has it")
-    from pwopt.targets import compile_graph
-
-    graph, source = read(model, input_shapes)
-    limits.check_sizes(graph)
-    graph = with_types(graph)
-    facts = {"pwopt": _version(), "target": target, "sha256": source.sha256, **(metadata or {})}
-    used = formats if target == "cuda" else formats.used(hardware or _host())
-    facts |= {"precision": used.compute, "fc_weights": used.fc_weights}
-    machine = hardware or _host()
-    return compile_graph(
-        graph,
-        target,
-        machine,
-        threads,
-        metadata=facts,
-        winograd=winograd,
-        precision=formats,
-        database=database,
-        max_size_growth=max_size_growth,
-        arch=arch,
-    )
-
-
-def compile_optimized(
-    optimized: Optimized, options: CodeOptions | None = None
-) -> tuple[Executable, Optimized]:
-    """Compiles and checks what :func:`optimize` made, and completes its report.
-
-    Where Winograd's algorithm costs more accuracy than the check allows, the executable is made
-    again with smaller tiles, or without.
-
-    Args:
-        optimized: of :func:`optimize`.
-        options: how; the default ones if left out.
-
-    Raises:
-        CodegenError: the graph cannot be compiled.
-        NumericsError: the executable differs from the original.
-        TuningError: the database cannot be read.
-    """
-    options = options or CodeOptions()
-    start = time.perf_counter()
-    for choice in reversed(WINOGRAD[: WINOGRAD.index(options.winograd) + 1]):
-        try:
-            chosen = dataclasses.replace(options, winograd=choice)
-            executable, compilation = _compile_and_check(optimized, chosen)
-        except _WinogradError:
-            continue
-        break
-    report = optimized.report
-    total = report.seconds + time.perf_counter() - start
-    report = dataclasses.replace(report, compilation=compilation, seconds=total)
-    return executable, dataclasses.replace(optimized, report=report)
-
-
-def profiled(optimized: Optimized, executable: Executable, model: Model) -> Optimized:
-    """Completes the report by where the time goes, before and after.
-
-    Args:
-        optimized: of :func:`compile_optimized`.
-        executable: likewise, for this machine.
-        model: the original, as :func:`optimize` got it.
-    """
-    from pwopt import profiling
-
-    report, reference = optimized.report, optimized.reference
-    types = reference.types if reference else input_types(optimized.graph)
-    original = as_it_came(model) or optimized.original
-    if original is None or any(t.static_shape is None for t in types.values()):
-        return optimized
-    nodes = report.before.nodes
-    found = profiling.measure(original, executable, types, nodes=nodes, seconds=PROFILE_SECONDS)
-    return dataclasses.replace(optimized, report=dataclasses.replace(report, profile=found))
-
-
-def compile_as(report: Report, graph: Graph, options: CodeOptions) -> Executable:
-    """Compiles a graph for the target and machine of a report."""
-    return compile(
-        graph,
-        report.target,
-        options.threads,
-        hardware=report.hardware,
-        metadata={
-            "sha256": report.source.sha256,
-            "passes": ",".join(dict.fromkeys(row.spec for row in report.passes)),
-        },
-        winograd=options.winograd,
-        precision=options.precision,
-        fc_weights=options.fc_weights,
-        database=options.database,
-        max_size_growth=options.max_size_growth,
-        arch=options.arch,
-    )
-
-
-class _WinogradError(NumericsError):
-    """An executable with Winograd kernels differs from the original."""
-
-
-def _compile_and_check(
-    optimized: Optimized, options: CodeOptions
-) -> tuple[Executable, Compilation]:
-    report, start = optimized.report, time.perf_counter()
-    formats = options.formats(report.target)
-    executable = compile_as(report, optimized.graph, options)
-    seconds = time.perf_counter() - start
-    made = executable.report
-    kernels = list(made.get("kernels", ()))
-    verification = None
-    if optimized.reference is not None:
-        if reason := why_not_here(executable, formats.on(report.hardware)):
-            verification = Verification("skipped", reason=reason)
-        else:
-            used = formats if report.target == "cuda" else formats.used(report.hardware)
-            try:
-                verification = _check_executable(executable, optimized.reference, used)
-            except NumericsError as error:
-                if any(k["kernel"].startswith("winograd") for k in kernels):
-                    raise _WinogradError(str(error)) from error
-                raise
-    return executable, Compilation(
-        target=report.target,
-        threads=options.threads,
-        seconds=seconds,
-        kernels=kernels,
-        fallbacks=list(made.get("fallback", ())),
-        precision=str(formats),
-        remark=_remark(executable, formats, report.hardware, options),
-        arch=str(executable.metadata.get("arch", "")),
-        predicted=dict(made.get("predicted", {})),
-        verification=verification,
-        winograd=options.winograd,
-        open_inputs=_open_inputs(optimized.graph),
-    )
-
-
-def _open_inputs(graph: Graph) -> dict[str, tuple[str, str]]:
-    """Inputs without a static shape: type, and an example of a shape."""
-    types = input_types(graph).items()
-    return {name: (str(t), example_shape(t)) for name, t in types if t.static_shape is None}
-
-
-def example_shape(t: TensorType) -> str:
-    """Sizes for an input as ``--input-shape`` takes them; its own where it has some."""
-    sizes = t.shape or ("", "", "", "")
-    closed = [d if isinstance(d, int) else 224 if i else 1 for i, d in enumerate(sizes)]
-    if len(closed) == 4 and not isinstance(sizes[1], int):
-        closed[1] = 3
-    return "x".join(map(str, closed))
-
-
-def read(
-    model: Model, input_shapes: Shapes | None = None, batch: int | None = 1
-) -> tuple[Graph, Source]:
-    """The graph of a model, and where it came from.
-
-    Where the first dimension of the inputs is all that is open it is closed, which is logged.
-
-    Args:
-        model: whatever :func:`optimize` takes.
-        input_shapes: sizes for open dimensions, by input name.
-        batch: size of an open first dimension; None leaves it open.
-
-    Raises:
-        FrontendError: the model cannot be read.
-        UsageError: shapes were given for a graph, which has its own.
-    """
-    from pwopt import frontend
-
-    source = Source()
-    if isinstance(model, Graph):
-        if input_shapes:
-            raise UsageError("input shapes are given where a model is loaded: pwopt.load")
-        graph = model if batch is None else frontend.close_batch(model, batch)
-        if graph is model:
-            return graph, source
-    else:
-        model = _converted(model)
-        graph = frontend.load(model, input_shapes, batch=batch)
-        source = _source(as_it_came(model))
-    if closed := frontend.notice(graph):
-        logging.getLogger("pwopt").warning(closed)
-    return graph, source
-
-
-def _source(raw: Path | bytes | None) -> Source:
-    if isinstance(raw, Path):
-        with raw.open("rb") as stream:
-            return Source(str(raw), hashlib.file_digest(stream, "sha256").hexdigest())
-    return Source("", hashlib.sha256(raw).hexdigest() if raw is not None else "")
-
-
-def check_target(target: str) -> None:
-    """Makes sure that a target is one of :data:`TARGETS`.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if target not in TARGETS:
-        raise UsageError(f"unknown target {target!r}{nearest(target, TARGETS)}; {list(TARGETS)}")
-
-
-def runs_here(machine: Hardware) -> bool:
-    """Whether code for ``machine`` can run on the host."""
-    host = _host()
-    return machine == host or (
-        machine.triple == host.triple
-        and machine.lanes <= host.lanes
-        and (host.masks or not machine.masks)
-        and (host.bf16 or not machine.bf16)
-    )
-
-
-def why_not_here(executable: Executable, machine: Hardware) -> str:
-    """Why an executable that was just made cannot run on this machine, or nothing."""
-    if executable.metadata.get("target") != "cuda":
-        return "" if runs_here(machine) else "the code is for another machine"
-    from pwopt.targets.cuda.arch import best
-    from pwopt.targets.cuda.device import current
-
-    try:
-        gpu = current()
-    except CodegenError as error:
-        return f"there is no GPU to run it on: {error}"
-    archs = str(executable.metadata["arch"])
-    return "" if best(archs.split(","), gpu.capability) else f"{gpu.name} does not run {archs}"
-
-
-def _remark(
-    executable: Executable, formats: Precision, machine: Hardware, options: CodeOptions
-) -> str:
-    """What a reader should know of how the code was chosen, or nothing."""
-    if executable.metadata.get("target") != "cuda":
-        return formats.remark(machine)
-    if options.arch is not None:
-        return ""
-    return str(executable.metadata.get("arch_remark", ""))
-
-
-def _host() -> Hardware:
-    return hardware.host()
-
-
-def _version() -> str:
-    import pwopt
-
-    return str(pwopt.__version__)
-
-
-def _converted(model: Model) -> Model:
-    """A graph, path, bytes or ModelProto, whatever was given."""
-    if isinstance(model, Graph | str | os.PathLike | bytes):
-        return model
-    from pwopt import frontend
-
-    return frontend.converted(model)
-
-
-def as_it_came(model: Model) -> Path | bytes | None:
-    """The model as it came, for references independent of the frontend; None of a graph."""
-    if isinstance(model, Graph):
-        return None
-    if isinstance(model, bytes):
-        return model
-    if isinstance(model, (str, os.PathLike)):
-        return Path(model)
-    try:
-        return bytes(model.SerializeToString())
-    except (ValueError, AttributeError):  # beyond protobuf's 2 GiB
-        return None
-
-
 def _passes(passes: str | Sequence[Pass] | None) -> list[Pass]:
     if not isinstance(passes, str) and passes is not None:
         return list(passes)
@@ -573,18 +204,6 @@ def _asked_for(replace_fc_head: bool, bottleneck: float | None) -> list[Pass]:
 
     heads: list[Pass] = [ReplaceFcHead()] if replace_fc_head else []
     return heads if bottleneck is None else [*heads, InsertBottlenecks(budget=bottleneck)]
-
-
-def with_types(graph: Graph) -> Graph:
-    """The graph, or a copy of it with what else can be known of its types."""
-    types = (t for node in graph.nodes() for t in node.types if isinstance(t, TensorType))
-    if all(t.dtype is not None and t.static_shape is not None for t in types):
-        return graph
-    from pwopt.passes.infer_shapes import InferShapes
-
-    graph = graph.copy()
-    InferShapes().run(graph, Context())
-    return graph
 
 
 def _verified(
@@ -652,18 +271,3 @@ def _dumper(folder: str | Path | None) -> AfterPass | None:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
     return write
-
-
-def _check_executable(
-    executable: Executable, reference: Reference, precision: Precision
-) -> Verification:
-    start = time.perf_counter()
-    found = reference.differences(executable)
-    if not precision.exact:
-        found = reference.rounded(found, precision)
-    if bad := [d for d in found if not d.ok]:
-        raise NumericsError(f"the executable differs from the original: {bad[0]}")
-    seconds = time.perf_counter() - start
-    return Verification(
-        "passed", reference.name, reference.seeds, None, tuple(found), reference.remark, seconds
-    )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pwopt.errors import UsageError, nearest
 
+TARGETS = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -190,3 +192,13 @@ def _cache_bytes(level: int) -> int | None:
         if match:
             return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2)]
     return None
+
+
+def check_target(target: str) -> None:
+    """Makes sure that a target is one of :data:`TARGETS`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"unknown target {target!r}{nearest(target, TARGETS)}; {list(TARGETS)}")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pwopt import checks, driver, numerics
+from pwopt import checks, compilation, numerics, sources
 from pwopt.checks import Reference
-from pwopt.driver import CodeOptions, Optimized
+from pwopt.compilation import CodeOptions
+from pwopt.driver import Optimized
 from pwopt.errors import CodegenError, PwoptError, UsageError
 from pwopt.ir.graph import Graph
 from pwopt.pipeline import PassMeasurement
@@ -65,8 +66,8 @@ def measure_passes(
     options: CodeOptions | None = None,
     executable: Executable | None = None,
     *,
-    model: driver.Model | None = None,
-    progress: driver.Progress | None = None,
+    model: sources.Model | None = None,
+    progress: sources.Progress | None = None,
 ) -> Optimized:
     """Completes the report by what each pass saved on this machine, and how far off it left it.
 
@@ -95,7 +96,7 @@ def measure_passes(
     start = time.perf_counter()
     measuring = _Measuring(optimized, options, executable, progress or (lambda _: None))
     try:
-        stages, timing = measuring.run(driver.as_it_came(model) if model is not None else None)
+        stages, timing = measuring.run(sources.as_it_came(model) if model is not None else None)
     except PwoptError as error:
         stages, timing = [], PassTiming(options.threads, reason=str(error))
     timing = replace(timing, seconds=time.perf_counter() - start)
@@ -114,7 +115,7 @@ class _Measuring:
     optimized: Optimized
     options: CodeOptions
     final: Executable | None
-    progress: driver.Progress
+    progress: sources.Progress
     keys: list[Hashable] = field(default_factory=list)  # by stage
     resident: dict[Hashable, Executable] = field(default_factory=dict)
     errors: dict[Hashable, float | None] = field(default_factory=dict)
@@ -167,7 +168,7 @@ class _Measuring:
             count = f"{self.built + 1} of {len(set(self.keys))}"
             self.progress(f"measuring passes: compiling {count} ({name})")
             graph = self.optimized.stages[i]
-            executable = driver.compile_as(self.optimized.report, graph, self.options)
+            executable = compilation.compile_as(self.optimized.report, graph, self.options)
         self._check(executable)
         self.resident[key] = executable
         self.built += 1
@@ -180,7 +181,7 @@ class _Measuring:
     def _check(self, executable: Executable) -> None:
         report = self.optimized.report
         machine = self.options.formats(report.target).on(report.hardware)
-        if reason := driver.why_not_here(executable, machine):
+        if reason := compilation.why_not_here(executable, machine):
             raise CodegenError(reason)
 
     def _resident_bytes(self) -> int:
@@ -231,7 +232,7 @@ def _code_key(graph: Graph, report: Report, options: CodeOptions) -> Hashable:
     machine = formats.on(report.hardware)
     # No tuned schedules: which one a kernel gets depends on the kernel alone.
     how = (machine, threads, None, options.winograd, formats, options.max_size_growth)
-    graph = with_identities(driver.with_types(graph))
+    graph = with_identities(compilation.with_types(graph))
     fallback = TvmFallback(machine, threads)
     lowered = lower(graph, [lambda part: Lowering(part, *how)], RULES, fallback)
     (plans,) = lowered.plans

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pwopt import approximation, driver
+from pwopt import approximation, sources
 from pwopt.approximation import Judge, Loss
 from pwopt.calibration import Calibration
 from pwopt.errors import UsageError, nearest
@@ -123,11 +123,11 @@ class Recovered:
 
 
 def recover(
-    model: driver.Model,
+    model: sources.Model,
     data: Examples,
     options: RecoveryOptions | None = None,
     *,
-    teacher: driver.Model | None = None,
+    teacher: sources.Model | None = None,
     preprocessing: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     checkpoint: Path | None = None,
@@ -155,7 +155,7 @@ def recover(
         OrtError: a model cannot be run.
     """
     options = options or RecoveryOptions()
-    graph = _standard(driver.read(model, input_shapes, batch=None)[0])
+    graph = _standard(sources.read(model, input_shapes, batch=None)[0])
     if len(graph.inputs) != 1:
         raise UsageError(
             f"the model has {len(graph.inputs)} inputs; classifiers of one are trained"
@@ -169,7 +169,7 @@ def recover(
             "there is nothing to train against: give labels with the data, or --teacher"
         )
     master = (
-        None if teacher is None else _standard(driver.read(teacher, input_shapes, batch=None)[0])
+        None if teacher is None else _standard(sources.read(teacher, input_shapes, batch=None)[0])
     )
     _check_classes(graph, master, examples)
     from pwopt.training import GraphModule, Schedule

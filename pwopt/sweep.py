@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pwopt import calibration, driver, hardware
+from pwopt import calibration, compilation, driver, hardware
 from pwopt.approximation import Approximation
 from pwopt.calibration import Calibration
 from pwopt.driver import Optimized
@@ -137,7 +137,7 @@ def _measured(
     try:
         examples = data or calibration.random(types, calibration.batch_size(types, 1))
         feeds = next(examples.batches(calibration.batch_size(types, 1)))
-        executables = [driver.compile(each.graph) for each in made]
+        executables = [compilation.compile(each.graph) for each in made]
         samples, _ = interleaved(executables, feeds)
     except PwoptError:
         return [None] * len(made)

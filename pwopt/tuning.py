@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pwopt import driver, hardware
+from pwopt import driver, hardware, sources
 from pwopt.errors import UsageError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
@@ -33,14 +33,14 @@ class Fleet:
 
 
 def tune(
-    model: driver.Model,
+    model: sources.Model,
     seconds: float = 60.0,
     threads: int = 1,
     *,
     database: Path | None = None,
     fleet: Fleet | None = None,
-    input_shapes: driver.Shapes | None = None,
-    progress: driver.Progress | None = None,
+    input_shapes: sources.Shapes | None = None,
+    progress: sources.Progress | None = None,
     precision: str | None = None,
     fc_weights: str = "fp32",
     export: Path | None = None,
@@ -78,7 +78,7 @@ def tune(
         raise UsageError(f"{seconds:g} seconds, {threads} threads: both must be positive")
     if export and fleet:
         raise UsageError("--export measures on this machine; leave out --tracker")
-    driver.check_target(target)
+    hardware.check_target(target)
     formats = Precision.of(target, precision, fc_weights)
     if target == "cuda" and export:
         raise UsageError("--export: only --target cpu has it")
@@ -89,7 +89,7 @@ def tune(
 
     step = progress or (lambda _: None)
     machine = (fleet.machine if fleet else None) or hardware.host()
-    graph, _ = driver.read(model, input_shapes)
+    graph, _ = sources.read(model, input_shapes)
     if not isinstance(model, Graph):
         step("optimizing")
         graph = driver.optimize(

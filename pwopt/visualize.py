@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pwopt import cost, driver, limits
+from pwopt import cost, limits, sources
 from pwopt.approximation import Approximation, LayerChange
 from pwopt.errors import PwoptError, UsageError, nearest
 from pwopt.ir.graph import Graph, Node
@@ -105,7 +105,7 @@ def visualize(request: Request, progress: Callable[[str], None] = lambda _: None
     """
     _check(request)
     progress("reading")
-    original, source = driver.read(request.model, request.input_shapes)
+    original, source = sources.read(request.model, request.input_shapes)
     limits.check_sizes(original)
     graph, names = cleaned(original), layer_names(original)
     made = read_approximations(request.out, source.sha256) if request.out else ()

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import pwopt
-from pwopt import checks, driver, numerics
+from pwopt import checks, compilation, driver, numerics, sources
 from pwopt.errors import FrontendError, NumericsError, UsageError
 from pwopt.ir.graph import Graph
 from pwopt.models import blocks
@@ -186,7 +186,7 @@ def test_ill_conditioned_models_get_room() -> None:
 
 def test_shapes_belong_to_loading() -> None:
     with pytest.raises(UsageError, match="where a model is loaded"):
-        driver.read(pwopt.load(MODEL), {"Input3": (1, 1, 28, 28)})
+        sources.read(pwopt.load(MODEL), {"Input3": (1, 1, 28, 28)})
     with pytest.raises(UsageError):
         pwopt.optimize(MODEL, input_shapes={"nothing": (1, 1, 28, 28)})
 
@@ -207,7 +207,7 @@ def test_the_tail_of_a_sigmoid_is_rounding() -> None:
     x = b.conv(b.input((1, 8, 6, 6)), weight=np.full((4, 8, 1, 1), 0.01, np.float32), bias=False)
     shift = b.constant(np.full((1, 4, 1, 1), -17.0))
     graph = pwopt.load(b.build(b.op("Sigmoid", b.op("Add", x, shift))))
-    _, made = driver.compile_optimized(pwopt.optimize(graph))
+    _, made = compilation.compile_optimized(pwopt.optimize(graph))
     assert made.report.compilation is not None
     checked = made.report.compilation.verification
     assert checked is not None
@@ -239,12 +239,12 @@ def zeros_before_a_max_pool() -> onnx.ModelProto:
 
 def test_what_onnx_runtime_rewrites_wrongly_is_compared_as_it_stands() -> None:
     model = zeros_before_a_max_pool()
-    executable, made = driver.compile_optimized(driver.optimize(model))
-    compilation = made.report.compilation
-    assert compilation is not None
-    assert compilation.verification is not None
-    assert compilation.verification.status == "passed"
-    assert "ONNX Runtime's own rewriting of the original is off" in compilation.verification.reason
+    executable, made = compilation.compile_optimized(driver.optimize(model))
+    compiled = made.report.compilation
+    assert compiled is not None
+    assert compiled.verification is not None
+    assert compiled.verification.status == "passed"
+    assert "ONNX Runtime's own rewriting of the original is off" in compiled.verification.reason
     x = np.random.default_rng(4).standard_normal((1, 4, 8, 8)).astype(np.float32)
     (want,) = map(np.asarray, onnx.reference.ReferenceEvaluator(model).run(None, {"x": x}))
     np.testing.assert_allclose(executable.run({"x": x})["y"], want, rtol=1e-5, atol=1e-5)

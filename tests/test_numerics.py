@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pwopt import driver, numerics
+from pwopt import compilation, driver, numerics
 from pwopt.ir.types import TensorType
 
 X = np.array([[1.0, -4.0], [2.0, 0.5]], np.float32)
@@ -129,7 +129,7 @@ def test_classifiers_of_scikit_learn_pass_the_check() -> None:
     )
     opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 1)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    made, checked = driver.compile_optimized(driver.optimize(model))
+    made, checked = compilation.compile_optimized(driver.optimize(model))
     assert checked.report.compilation is not None
     verification = checked.report.compilation.verification
     assert verification is not None

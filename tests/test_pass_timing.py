@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 import pwopt
-from pwopt import cli, driver, hardware, numerics, page, pass_timing, timing
+from pwopt import cli, compilation, driver, hardware, numerics, page, pass_timing, timing
 from pwopt.errors import UsageError
 from pwopt.ir.graph import Graph
 from pwopt.models import blocks
@@ -58,7 +58,7 @@ def network() -> onnx.ModelProto:
 def measured(model: onnx.ModelProto, passes: str | Sequence[Pass] | None = None) -> pwopt.Optimized:
     """An optimization whose passes were measured, in a few samples."""
     made = driver.optimize(model, passes=passes, keep_stages=True)
-    executable, made = driver.compile_optimized(made)
+    executable, made = compilation.compile_optimized(made)
     return pwopt.measure_passes(made, executable=executable, model=model)
 
 
@@ -140,14 +140,14 @@ def test_equal_code_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from pwopt.passes import default_pipeline
 
     built: list[Graph] = []
-    compile_as = driver.compile_as
+    compile_as = compilation.compile_as
 
     def counted(report: Any, graph: Graph, options: Any) -> Any:
         built.append(graph)
         return compile_as(report, graph, options)
 
     made = driver.optimize(network(), passes=[AddIdentity(), *default_pipeline()], keep_stages=True)
-    executable, made = driver.compile_optimized(made)
+    executable, made = compilation.compile_optimized(made)
     monkeypatch.setattr(driver, "compile_as", counted)
     made = pwopt.measure_passes(made, executable=executable)
     how = made.report.pass_timing

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pwopt import cli, driver, visualize
+from pwopt import cli, driver, sources, visualize
 from pwopt.approximation import Approximation, LayerChange
 from pwopt.calibration import Calibration
 from pwopt.errors import PwoptError
@@ -82,7 +82,7 @@ def test_pictures_of_a_model_and_what_was_made_of_it(
 
 
 def test_the_matrix_is_that_of_the_file(tmp_path: Path) -> None:
-    graph, _ = driver.read(blocks.pointwise(24, 16))
+    graph, _ = sources.read(blocks.pointwise(24, 16))
     (layer,) = visualize.find_channels(visualize.cleaned(graph), [])
     weight = next(n.attributes["value"] for n in graph.nodes() if n.is_constant)
     assert layer.matrix is not None
@@ -189,7 +189,7 @@ def test_wrong_usage(
 
 
 def test_a_sweep_has_a_point_for_each_budget(tmp_path: Path) -> None:
-    graph, _ = driver.read(network())
+    graph, _ = sources.read(network())
     images = np.random.default_rng(1).standard_normal((40, 3, 12, 12)).astype(np.float32)
     sweep = run_sweep(graph, [0.0, 1.0], calibration=Calibration({"input": images}))
     assert sweep.metric == "agreement with the original"

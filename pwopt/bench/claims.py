@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from pwopt import cost, driver, frontend, hardware, numerics, ort
-from pwopt.driver import CodeOptions
+from pwopt import compilation, cost, driver, frontend, hardware, numerics, ort
+from pwopt.compilation import CodeOptions
 from pwopt.models.builder import ModelBuilder
 from pwopt.running import Runner, input_types
 from pwopt.timing import interleaved
@@ -155,7 +155,7 @@ def _measure_models(claim: Claim, threads: int, runs: int | None) -> dict[str, P
     for name, way in (("direct", "off"), ("Winograd", "auto")):
         options = CodeOptions(threads, way)
         runners[f"compiled, {name}"] = [
-            driver.compile_optimized(each, options)[0] for each in optimized
+            compilation.compile_optimized(each, options)[0] for each in optimized
         ]
     feeds = numerics.random_inputs(input_types(frontend.load(models[0])), seed=0)
     samples, _ = interleaved([r for pair in runners.values() for r in pair], feeds, runs)

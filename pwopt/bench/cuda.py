@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pwopt import cost, driver, frontend, numerics, ort, timing
-from pwopt.driver import CodeOptions
+from pwopt import compilation, cost, driver, frontend, numerics, ort, timing
+from pwopt.compilation import CodeOptions
 from pwopt.errors import PwoptError, UsageError
 from pwopt.gpu_baselines import GPU_BASELINES, OrtGpuModel, check_gpu_baseline
 from pwopt.models.registry import entry
@@ -125,7 +125,7 @@ def build(
         model = entry(case.model).build(**case.options)
         optimized = driver.optimize(model, "cuda", verify=False, precision=PRECISION)
         options = CodeOptions(precision=PRECISION, arch=arch)
-        made, _ = driver.compile_optimized(optimized, options)
+        made, _ = compilation.compile_optimized(optimized, options)
         (folder / f"{case.file}.onnx").write_bytes(model.SerializeToString())
         made.save(executable)
 

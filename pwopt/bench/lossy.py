@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from pwopt import cost, driver, frontend, numerics
+from pwopt import compilation, cost, driver, frontend, numerics
 from pwopt.approximation import Judge
 from pwopt.calibration import Calibration
 from pwopt.errors import UsageError, nearest
@@ -163,7 +163,7 @@ def measure_steps(
         seconds.append(time.perf_counter() - start)
     finished = [driver.optimize(graph).graph for graph in graphs]
     judge = Judge(original, test)
-    samples = _us([driver.compile(graph) for graph in finished], original, runs)
+    samples = _us([compilation.compile(graph) for graph in finished], original, runs)
     for text, spent, graph, mine in zip(
         ("", *(step.text for step in steps)), seconds, finished, samples, strict=True
     ):
@@ -194,7 +194,7 @@ def measure_sweep(
         graph = frontend.load(model)
         lists = [[], *([InsertBottlenecks(rank=rank)] for rank in ranks)]
         made = [driver.optimize(graph, passes=[*each, *default_pipeline()]) for each in lists]
-        samples = _us([driver.compile(each.graph) for each in made], graph, runs)
+        samples = _us([compilation.compile(each.graph) for each in made], graph, runs)
         predicted = [each.report.after.predicted_us for each in made]
         for rank, mine, us in zip((1.0, *ranks), samples, predicted, strict=True):
             assert us is not None

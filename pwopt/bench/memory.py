@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pwopt import driver
+from pwopt import compilation, driver
 from pwopt.bench.resident import Resident
-from pwopt.driver import CodeOptions
+from pwopt.compilation import CodeOptions
 from pwopt.errors import PwoptError
 from pwopt.models.suite import SuiteModel
 
@@ -71,7 +71,7 @@ def _measure(model: SuiteModel, folder: Path, threads: int) -> MemoryRow:
     original = model.build()
     files["onnxruntime"].write_bytes(original.SerializeToString())
     optimized = driver.optimize(original, verify=False)
-    driver.compile_optimized(optimized, CodeOptions(threads))[0].save(files["compiled"])
+    compilation.compile_optimized(optimized, CodeOptions(threads))[0].save(files["compiled"])
     inputs = folder / "inputs.npz"
     np.savez(inputs, allow_pickle=False, **model.inputs())
     return MemoryRow(

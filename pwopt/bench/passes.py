@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from pwopt import driver, frontend, numerics, ort
+from pwopt import compilation, driver, frontend, numerics, ort
 from pwopt.errors import UsageError, nearest
 from pwopt.models import blocks
 from pwopt.models.suite import SUITE
@@ -100,7 +100,7 @@ def _measure(name: str, model: onnx.ModelProto, runs: int | None) -> Iterator[Pa
     counts = {k: _rewrites(v.report.passes) for k, v in results.items()}
     kept = [k for k in variants if k in ("", "all") or counts[k]]
     feeds = numerics.random_inputs(input_types(graph), seed=0)
-    compiled = {k: driver.compile(results[k].graph) for k in kept}
+    compiled = {k: compilation.compile(results[k].graph) for k in kept}
     wall, _ = interleaved(list(compiled.values()), feeds, runs)
     exported = [results[k].graph.to_onnx().SerializeToString() for k in kept]
     sessions = [ort.OrtModel(each, 1) for each in (model.SerializeToString(), *exported)]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pwopt import cost, driver, frontend, hardware, numerics, ort
+from pwopt import compilation, cost, driver, frontend, hardware, numerics, ort
 from pwopt.baselines import check_baselines
 from pwopt.comparison import compare
-from pwopt.driver import CodeOptions
+from pwopt.compilation import CodeOptions
 from pwopt.models.datasets import LABELLED, classify, labelled_data
 from pwopt.models.suite import SuiteModel
 from pwopt.precision import Precision
@@ -183,7 +183,7 @@ def _measure(
     )
     optimize_s, start = time.perf_counter() - start, time.perf_counter()
     options = CodeOptions(threads, precision=formats.compute, fc_weights=formats.fc_weights)
-    program, optimized = driver.compile_optimized(optimized, options)
+    program, optimized = compilation.compile_optimized(optimized, options)
     compile_s = time.perf_counter() - start
     exported = optimized.graph.to_onnx().SerializeToString()
     table = compare(

@@ -48,7 +48,7 @@ def inspect(
     json_: JsonOption = False,
 ) -> None:
     """Shows what is in MODEL, how long each layer should take, and what pwopt would do."""
-    from pwopt import driver, hardware, inspection, layers, limits, report
+    from pwopt import driver, hardware, inspection, layers, limits, report, sources
     from pwopt.precision import Precision
 
     if measure and mcpu:
@@ -57,7 +57,7 @@ def inspect(
     formats = Precision.of("cpu", precision, fc_weights).used(machine)
     with Progress(quiet) as progress:
         progress("reading")
-        graph, source = driver.read(model, parse_shapes(input_shape))
+        graph, source = sources.read(model, parse_shapes(input_shape))
         limits.check_sizes(graph)
         progress("optimizing")
         made = driver.optimize(

@@ -126,7 +126,7 @@ def optimize(
     """Optimizes MODEL, compiles it and writes model.onnx, model.so and report.html."""
     from pwopt import passlist, report_text
     from pwopt.build import Request, build
-    from pwopt.driver import CodeOptions
+    from pwopt.compilation import CodeOptions
 
     passlist.load(load or ())
     request = Request(

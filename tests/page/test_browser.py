@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pwopt import driver, pass_timing
+from pwopt import compilation, driver, pass_timing
 from pwopt.models import registry
 from tests.page.test_page import MODEL, NASTY, nasty_model
 
@@ -51,10 +51,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small report with measurements, one with 900 nodes, and one whose names are markup."""
     folder = tmp_path_factory.mktemp("pages")
     small = driver.optimize(MODEL, keep_stages=True)
-    executable, small = driver.compile_optimized(small)
+    executable, small = compilation.compile_optimized(small)
     small = pass_timing.measure_passes(small, executable=executable)
     made = {
-        "small": driver.profiled(small, executable, MODEL),
+        "small": compilation.profiled(small, executable, MODEL),
         "large": driver.optimize(registry.entry("densenet").build(size=32), verify=False),
         "nasty": driver.optimize(nasty_model(), verify=False),
     }

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import pwopt
-from pwopt import cli, driver, page, profiling
+from pwopt import cli, compilation, driver, page, profiling
 from pwopt.models import blocks
 from pwopt.ort import OperatorTiming
 from pwopt.page import charts, content
@@ -65,8 +65,8 @@ def nasty_model() -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def made() -> pwopt.Optimized:
     optimized = driver.optimize(MODEL)
-    executable, optimized = driver.compile_optimized(optimized)
-    return driver.profiled(optimized, executable, MODEL)
+    executable, optimized = compilation.compile_optimized(optimized)
+    return compilation.profiled(optimized, executable, MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from onnx import ModelProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import pwopt
-from pwopt import checks, driver, hardware
-from pwopt.driver import CodeOptions
+from pwopt import checks, compilation, driver, hardware
+from pwopt.compilation import CodeOptions
 from pwopt.errors import NumericsError, UsageError
 from pwopt.precision import Precision
 from pwopt.targets.cpu import bfloat16
@@ -260,9 +260,9 @@ def test_other_processors_compute_in_float32_and_say_so() -> None:
     source, inputs = CONVOLUTIONS["pointwise"]
     machine = hardware.named("x86-64-v3")
     optimized = driver.optimize(source, hardware=machine)
-    executable, done = driver.compile_optimized(optimized, CodeOptions(precision="bf16"))
+    executable, done = compilation.compile_optimized(optimized, CodeOptions(precision="bf16"))
     (got,) = executable.run(inputs).values()
-    plain = driver.compile(optimized.graph, hardware=machine)
+    plain = compilation.compile(optimized.graph, hardware=machine)
     assert np.array_equal(got, plain.run(inputs)["y"])
     assert done.report.compilation is not None
     assert "x86-64-v3 has no AVX512-BF16" in done.report.compilation.remark
@@ -305,7 +305,7 @@ def test_the_check_allows_what_rounding_does_and_no_more() -> None:
     source = model(nodes, {"x0": normal(1, 32, 8, 8)}, "y", constants)
     optimized = driver.optimize(source)
     precision = "bf16" if hardware.host().bf16 else "fp32"
-    executable, done = driver.compile_optimized(
+    executable, done = compilation.compile_optimized(
         optimized, CodeOptions(precision=precision, fc_weights="int8")
     )
     assert done.report.compilation is not None
@@ -316,7 +316,7 @@ def test_the_check_allows_what_rounding_does_and_no_more() -> None:
     words = executable.constants[: 1 << 13].view(np.uint32)  # 8 KB of weights
     words[:] = words >> 16 | words << 16  # as if channels were paired the wrong way round
     with pytest.raises(NumericsError, match="the executable differs"):
-        driver._check_executable(executable, optimized.reference, Precision(precision, "int8"))
+        compilation._check_executable(executable, optimized.reference, Precision(precision, "int8"))
 
 
 def test_rounding_in_numpy_is_to_nearest_even() -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import pwopt
-from pwopt import driver, hardware
+from pwopt import compilation, driver, hardware
 from pwopt.errors import UsageError
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
@@ -117,12 +117,12 @@ def test_smaller_tiles_where_the_error_would_be_too_large() -> None:
     made = model(nodes, {"x": normal(1, 32, 14, 14)}, "y", constants)
     optimized = driver.optimize(made)
     assert kernels(pwopt.compile(optimized.graph))["winograd_4x4_3x3"] == 1
-    executable, result = driver.compile_optimized(optimized)
-    compilation = result.report.compilation
-    assert compilation is not None
-    assert compilation.winograd == "f2"
-    assert compilation.verification is not None
-    assert compilation.verification.status == "passed"
+    executable, result = compilation.compile_optimized(optimized)
+    compiled = result.report.compilation
+    assert compiled is not None
+    assert compiled.winograd == "f2"
+    assert compiled.verification is not None
+    assert compiled.verification.status == "passed"
     assert kernels(executable)["winograd_2x2_3x3"] == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import pwopt
 from pwopt import timing
-from pwopt.driver import CodeOptions
+from pwopt.compilation import CodeOptions
 from pwopt.ir.graph import Graph
 from pwopt.models import blocks
 from pwopt.targets.cuda import toolchain
