@@ -53,7 +53,7 @@ def reshape_inputs(inputs: dict[str, Type], shapes: Shapes) -> dict[str, Type]:
             if isinstance(old, str) and symbols.setdefault(old, new) != new:
                 raise UsageError(f"{where}: dimension {old!r} is {symbols[old]} elsewhere")
         for dim in given:
-            if isinstance(dim, bool) or (isinstance(dim, int) and dim < 1):
+            if isinstance(dim, bool) or (isinstance(dim, int) and dim < 0):
                 raise UsageError(f"{where}: {dim} is not a size")
         result[name] = TensorType(declared.dtype, given)
     return {n: _substitute(t, symbols) for n, t in result.items()}

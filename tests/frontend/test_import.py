@@ -77,7 +77,7 @@ def test_input_shapes_overrule_stale_declarations() -> None:
     [
         ({"X1": (1, 3, 4, 4)}, "no such input.*'x'"),
         ({"x": (1, 3)}, "rank 4"),
-        ({"x": (0, 3, 4, 4)}, "not a size"),
+        ({"x": (-1, 3, 4, 4)}, "not a size"),
     ],
 )
 def test_wrong_input_shapes(shapes: inference.Shapes, message: str) -> None:

@@ -16,6 +16,8 @@ from pwopt.frontend.reference import evaluate
 from pwopt.hardware import Hardware
 from pwopt.ir.graph import Graph
 from pwopt.ort import OrtError, OrtModel
+from pwopt.passes import default_pipeline, parse
+from pwopt.pipeline import Context, Pipeline
 from tests.fuzz.generator import Example
 from tests.targets.guarding import compile_guarded
 
@@ -88,8 +90,13 @@ def optimized(
 
     It knows all sizes of its inputs, or only those in the file unless ``closed``.
     """
-    graph = oracle.graph if closed else load(oracle.example.model)
-    return pwopt.optimize(graph, passes=passes, hardware=machine.imagined, verify=False).graph
+    if closed:
+        graph = oracle.graph
+        return pwopt.optimize(graph, passes=passes, hardware=machine.imagined, verify=False).graph
+    graph = load(oracle.example.model)
+    sequence = default_pipeline() if passes is None else parse(passes)
+    Pipeline(sequence).run(graph, Context(machine.imagined))
+    return graph
 
 
 def check_export(oracle: Oracle, graph: Graph) -> None:

@@ -18,7 +18,7 @@ from pwopt.targets.cuda.rules import RULES
 from pwopt.targets.plan import Plan, Step, assign_offsets, pack_constants
 from tests.targets.cuda.emulator import Library, compiled
 from tests.targets.kernel_helpers import aligned
-from tests.targets.lowering_helpers import Arrays, reference
+from tests.targets.lowering_helpers import Arrays, loaded, reference
 
 # Relative to the output's scale. Roundings of 2**-11 (2**-9 for bfloat16) at each layer add up like
 # a random walk; a wrong element is off by orders of magnitude more.
@@ -62,7 +62,9 @@ def job(
     tolerance: float | None = None,
 ) -> Job:
     """A model lowered for a precision, to be held against ONNX Runtime."""
-    graph = pwopt.optimize(source, verify=False).graph if optimized else pwopt.load(source)
+    graph = loaded(source, inputs)
+    if optimized:
+        graph = pwopt.optimize(graph, verify=False).graph
     plan = lowered(graph, precision).plan
     allowed = tolerance or TOLERANCE[precision]
     return Job(name, plan, inputs, reference(source, inputs), allowed)
