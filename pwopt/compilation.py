@@ -106,30 +106,40 @@ def compile(
         TuningError: the database cannot be read.
     """
     options = CodeOptions(threads, winograd, precision, fc_weights, database, max_size_growth, arch)
+    return _compile(model, target, options, hardware or host(), input_shapes, metadata)
+
+
+def _compile(
+    model: Model,
+    target: str,
+    options: CodeOptions,
+    machine: Hardware,
+    input_shapes: Shapes | None,
+    metadata: Mapping[str, str] | None,
+) -> Executable:
     check_target(target)
     formats = options.formats(target)
-    if arch is not None and target != "cuda":
-        raise UsageError(f"--arch {arch}: only --target cuda has it")
+    if options.arch is not None and target != "cuda":
+        raise UsageError(f"--arch {options.arch}: only --target cuda has it")
     from pwopt.targets import compile_graph
 
     graph, source = read(model, input_shapes)
     limits.check_sizes(graph)
     graph = with_types(graph)
     facts = {"pwopt": __version__, "target": target, "sha256": source.sha256, **(metadata or {})}
-    used = formats if target == "cuda" else formats.used(hardware or host())
+    used = formats if target == "cuda" else formats.used(machine)
     facts |= {"precision": used.compute, "fc_weights": used.fc_weights}
-    machine = hardware or host()
     return compile_graph(
         graph,
         target,
         machine,
-        threads,
+        options.threads,
         metadata=facts,
-        winograd=winograd,
+        winograd=options.winograd,
         precision=formats,
-        database=database,
-        max_size_growth=max_size_growth,
-        arch=arch,
+        database=options.database,
+        max_size_growth=options.max_size_growth,
+        arch=options.arch,
     )
 
 
@@ -187,22 +197,9 @@ def profiled(optimized: Optimized, executable: Executable, model: Model) -> Opti
 
 def compile_as(report: Report, graph: Graph, options: CodeOptions) -> Executable:
     """Compiles a graph for the target and machine of a report."""
-    return compile(
-        graph,
-        report.target,
-        options.threads,
-        hardware=report.hardware,
-        metadata={
-            "sha256": report.source.sha256,
-            "passes": ",".join(dict.fromkeys(row.spec for row in report.passes)),
-        },
-        winograd=options.winograd,
-        precision=options.precision,
-        fc_weights=options.fc_weights,
-        database=options.database,
-        max_size_growth=options.max_size_growth,
-        arch=options.arch,
-    )
+    passes = ",".join(dict.fromkeys(row.spec for row in report.passes))
+    facts = {"sha256": report.source.sha256, "passes": passes}
+    return _compile(graph, report.target, options, report.hardware, None, facts)
 
 
 class _WinogradError(NumericsError):

@@ -8,15 +8,15 @@ drifts between rounds cancels out.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from pwopt.ir.collection import no_garbage_collection
 from pwopt.running import Runner
 
 SAMPLE_SECONDS = 0.005  # long against the clock's resolution and a timer interrupt
@@ -71,7 +71,8 @@ def interleaved(
         a_round = sum((n + 1) * s for n, s in zip(calls, single, strict=True))
         runs = max(at_least, min(MAX_ROUNDS, int(seconds / a_round)))
     samples: list[list[Sample]] = [[] for _ in runners]
-    with _no_garbage_collection():
+    gc.collect()
+    with no_garbage_collection():
         for i in range(runs):
             for k in range(len(runners)):
                 j = (i + k) % len(runners)
@@ -118,15 +119,3 @@ def _sample(runner: Runner, feeds: Mapping[str, np.ndarray], calls: int) -> Samp
     seconds = time.perf_counter() - wall
     # A call shorter than the clock's resolution must not divide by zero.
     return Sample(seconds / calls, max(time.process_time() - cpu, 1e-9) / calls)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
