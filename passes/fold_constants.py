@@ -13,7 +13,13 @@ from pwopt.growth import Growth
 from pwopt.ir.graph import GRAPH_DOMAIN, ONNX_DOMAIN, Graph, Node
 from pwopt.ir.types import NUMPY_DTYPES, TensorType, of_array
 from pwopt.passes.infer_shapes import refine
-from pwopt.passes.rewriting import FLOATS, RANDOM, has_subgraph, in_training_mode
+from pwopt.passes.rewriting import (
+    FLOATS,
+    RANDOM,
+    has_subgraph,
+    in_training_mode,
+    replace_node,
+)
 from pwopt.passes.shape_values import Ints, ShapeValues, dim_entry
 from pwopt.pipeline import Applied, Context, Missed, Pass, Remark
 
@@ -250,16 +256,5 @@ def _relative_reshape(graph: Graph, node: Node, values: ShapeValues) -> Applied 
     shape = np.array([-1 if e is None else e for e in entries], np.int64)
     label = node.label
     constant = graph.constant(shape)
-    new = graph.add(
-        "Reshape",
-        [x, constant],
-        node.attributes,
-        types=node.types,
-        names=node.names,
-        name=node.name,
-        origin=node.origin,
-    )
-    graph.replace_uses(node.out, new.out)
-    graph.erase_dead([node])
-    refine(graph, new)
+    refine(graph, replace_node(graph, node, "Reshape", [x, constant], node.attributes))
     return Applied(f"gave {label} the constant shape {shape.tolist()}")
